@@ -1,0 +1,190 @@
+package relay
+
+import (
+	"fmt"
+	"net/netip"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// unixRetry is when a unix socket whose backlog was full is tried again: the
+// kernel answers EAGAIN and never signals.
+const unixRetry = 10 * time.Millisecond
+
+// dialing is what is left to try for a LocalConn.
+type dialing struct {
+	target      Target
+	next        int // address to try next
+	deadline    int64
+	destination netip.AddrPort // what the PROXY header names
+}
+
+// dialTarget connects c to the first address of t that answers.
+func (l *loop) dialTarget(c *rawConn, t Target, destination netip.AddrPort) {
+	c.dial = &dialing{target: t, destination: destination}
+	l.dialNext(c)
+}
+
+// dialNext tries addresses until one connects, is under way, or none is left.
+func (l *loop) dialNext(c *rawConn) {
+	d := c.dial
+	for d.next < len(d.target.Addresses) {
+		a := d.target.Addresses[d.next]
+		if d.deadline == 0 {
+			d.deadline = l.after(l.settings().Connect)
+		}
+		fd, errno := connect(a)
+		switch errno {
+		case unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM:
+			l.endStream(c.stream, NoDescriptors)
+			return
+		case unix.EAGAIN:
+			l.timers.set(&c.timer, c, min(l.after(unixRetry), d.deadline))
+			return
+		case 0, unix.EINPROGRESS:
+			c.fd = fd
+			if !c.register(l) {
+				closefd(fd)
+				c.fd = -1
+				l.endStream(c.stream, NoDescriptors)
+				return
+			}
+			if errno == 0 {
+				l.connected(c)
+				return
+			}
+			l.timers.set(&c.timer, c, d.deadline)
+			return
+		}
+		d.next++
+		d.deadline = 0
+	}
+	l.endStream(c.stream, DialError)
+}
+
+// connect starts a connection: errno 0 or EINPROGRESS come with a descriptor.
+func connect(a Address) (int, syscall.Errno) {
+	family, to := unix.AF_UNIX, unix.Sockaddr(&unix.SockaddrUnix{Name: a.Unix})
+	if a.Unix == "" {
+		to = sockaddr(a.TCP)
+		family = unix.AF_INET
+		if a.TCP.Addr().Is6() {
+			family = unix.AF_INET6
+		}
+	}
+	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return -1, errnoOf(err)
+	}
+	if family != unix.AF_UNIX {
+		err = streamOptions(fd)
+	}
+	if err == nil {
+		err = resetOnClose(fd)
+	}
+	if err == nil {
+		err = unix.Connect(fd, to)
+	}
+	errno := errnoOf(err)
+	if errno == 0 || errno == unix.EINPROGRESS {
+		return fd, errno
+	}
+	closefd(fd)
+	return -1, errno
+}
+
+func errnoOf(err error) syscall.Errno {
+	if err == nil {
+		return 0
+	}
+	if errno, ok := err.(syscall.Errno); ok { //nolint:errorlint // x/sys/unix returns bare errnos
+		return errno
+	}
+	return unix.EINVAL
+}
+
+// pendingError is the outcome of a connect that the epoll set reported.
+func pendingError(fd int) syscall.Errno {
+	v, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR)
+	if err != nil {
+		return errnoOf(err)
+	}
+	return syscall.Errno(v)
+}
+
+// connectDone looks at a connect that the epoll set reported.
+func (l *loop) connectDone(c *rawConn) {
+	if !c.canWrite {
+		return
+	}
+	if pendingError(c.fd) != 0 {
+		l.nextAddress(c)
+		return
+	}
+	l.connected(c)
+}
+
+// connectExpired is the deadline of one address, or the retry of a unix one.
+func (l *loop) connectExpired(c *rawConn) {
+	if c.dial.deadline > l.now {
+		l.dialNext(c)
+		return
+	}
+	l.nextAddress(c)
+}
+
+func (l *loop) nextAddress(c *rawConn) {
+	l.timers.stop(&c.timer)
+	if c.fd >= 0 {
+		l.poll.remove(c.slot)
+		closefd(c.fd)
+		c.fd = -1
+	}
+	c.canRead, c.canWrite, c.hungUp = false, false, false
+	c.dial.next++
+	c.dial.deadline = 0
+	l.dialNext(c)
+}
+
+// connected puts a LocalConn into its stream.
+func (l *loop) connected(c *rawConn) {
+	l.timers.stop(&c.timer)
+	d := c.dial
+	c.dial = nil
+	c.state = rawJoined
+	c.canWrite = true
+	if d.target.ProxyProtocol != NoProxyHeader {
+		c.out = l.mem.hold(appendProxyHeader(nil, d.target.ProxyProtocol, c.source, d.destination))
+	}
+	l.armStream(c.stream)
+	l.queue(c.stream)
+}
+
+// dialProxy opens a ProxyConn on the client.
+type dialProxy struct{ command Dial }
+
+func (m dialProxy) apply(l *loop) {
+	d := m.command
+	sh := l.shards[d.Pool]
+	if sh == nil {
+		l.tell(DialFailed{Pool: d.Pool, Ref: d.Ref, Err: errPoolClosed})
+		return
+	}
+	fd, errno := connect(Address{TCP: d.Address})
+	if errno != 0 && errno != unix.EINPROGRESS {
+		l.tell(DialFailed{Pool: d.Pool, Ref: d.Ref, Err: fmt.Errorf("dial proxy port %s: %w", d.Address, errno)})
+		return
+	}
+	orderlyClose(fd) // frames tell an end from a loss; no reset is needed
+	p := newProxyConn(fd, proxyConnecting)
+	p.opening = &opening{peer: d.Address, ref: d.Ref, ready: d.Ready, preface: d.Preface}
+	if !p.register(l) {
+		closefd(fd)
+		l.tell(DialFailed{Pool: d.Pool, Ref: d.Ref, Err: fmt.Errorf("watch proxy connection: %w", unix.ENOMEM)})
+		return
+	}
+	p.shard = sh
+	l.timers.set(&p.timer, p, l.after(l.settings().Connect))
+}

@@ -1,0 +1,305 @@
+package relay
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Options configure an Engine. They may not be changed after New.
+type Options struct {
+	// Loops is the number of event loops, at least 1.
+	Loops    int
+	Settings Settings
+}
+
+// Engine runs the loops. Its methods may be called from any goroutine.
+type Engine struct {
+	loops    []*loop
+	settings atomic.Pointer[Settings]
+	conns    atomic.Int64 // PublicConns of all tunnels
+	turn     atomic.Uint32
+	outbox   *outbox
+
+	mu      sync.Mutex // guards the maps; never held over I/O other than bind
+	pools   map[PoolID]*pool
+	tunnels map[TunnelID]*tunnel
+	ended   bool
+}
+
+// New makes an engine; it opens and starts nothing.
+func New(o Options) *Engine {
+	e := &Engine{pools: make(map[PoolID]*pool), tunnels: make(map[TunnelID]*tunnel), outbox: newOutbox()}
+	e.settings.Store(&o.Settings)
+	for i := range max(o.Loops, 1) {
+		e.loops = append(e.loops, newLoop(e, i))
+	}
+	return e
+}
+
+// Loops gives the number of loops.
+func (e *Engine) Loops() int { return len(e.loops) }
+
+// Submit passes a command to the loops. It never waits for them; only Listen
+// does system calls on the caller's thread. After Run has returned, and until
+// it has been called, commands are kept or dropped without effect.
+func (e *Engine) Submit(c Command) { c.submit(e) }
+
+// Events delivers what happened, in batches, until Run returns. The batch
+// belongs to the receiver. An engine whose events are not read keeps the
+// newest maxEvents and counts what it dropped (see EventsDropped).
+func (e *Engine) Events() <-chan []Event { return e.outbox.ch }
+
+// EventsDropped is how many events were dropped because nobody read them.
+func (e *Engine) EventsDropped() uint64 { return e.outbox.dropped.Load() }
+
+// Run runs the loops until ctx is done. It then closes every descriptor, ends
+// streams with RST, and returns when all goroutines it started have ended.
+func (e *Engine) Run(ctx context.Context) error {
+	for i, l := range e.loops {
+		if err := l.open(); err != nil {
+			for _, opened := range e.loops[:i] {
+				opened.closeAll()
+			}
+			close(e.outbox.ch)
+			return fmt.Errorf("start event loop %d: %w", i, err)
+		}
+	}
+	var loops sync.WaitGroup
+	for _, l := range e.loops {
+		loops.Go(l.run)
+	}
+	delivering, stopDelivering := context.WithCancel(context.WithoutCancel(ctx))
+	var delivery sync.WaitGroup
+	delivery.Go(func() { e.outbox.deliver(delivering) })
+
+	<-ctx.Done()
+	e.broadcast(func() message { return stop{} })
+	loops.Wait()
+	e.mu.Lock()
+	e.ended = true
+	e.mu.Unlock()
+	for _, l := range e.loops {
+		l.closeAll()
+	}
+	stopDelivering()
+	delivery.Wait()
+	close(e.outbox.ch)
+	return nil
+}
+
+// broadcast posts a message of its own to every loop.
+func (e *Engine) broadcast(make func() message) {
+	for _, l := range e.loops {
+		l.inbox.post(make())
+	}
+}
+
+// pick takes loops in turn.
+func (e *Engine) pick() *loop {
+	return e.loops[int(e.turn.Add(1)-1)%len(e.loops)]
+}
+
+// pool is what all loops share of a pool: its constants, and counts that each
+// loop writes in its own cell.
+type pool struct {
+	id        PoolID
+	side      Side
+	maxIdle   int
+	heartbeat time.Duration
+	cells     []poolCell
+}
+
+// poolCell is written by one loop and read by all; padded to a cache line.
+type poolCell struct {
+	idle    atomic.Int32
+	waiting atomic.Int32
+	_       [56]byte
+}
+
+// idle is the number of idle conns over all loops.
+func (p *pool) idle() int {
+	n := 0
+	for i := range p.cells {
+		n += int(p.cells[i].idle.Load())
+	}
+	return n
+}
+
+// neediest is the loop that a new conn helps most: the longest wait, else the
+// fewest idle conns.
+func (p *pool) neediest() int {
+	best, most := 0, int32(-1<<31)
+	for i := range p.cells {
+		if want := p.cells[i].waiting.Load() - p.cells[i].idle.Load(); want > most {
+			best, most = i, want
+		}
+	}
+	return best
+}
+
+// richest is the loop other than self with most idle conns, or -1.
+func (p *pool) richest(self int) int {
+	best, most := -1, int32(0)
+	for i := range p.cells {
+		if n := p.cells[i].idle.Load(); i != self && n > most {
+			best, most = i, n
+		}
+	}
+	return best
+}
+
+// tunnel is what all loops share of a tunnel.
+type tunnel struct {
+	id    TunnelID
+	conns atomic.Int64 // PublicConns, for the limit
+	cells []tunnelCell
+}
+
+// tunnelCell counts for one tunnel in one loop, its only writer.
+type tunnelCell struct {
+	opened, ended, refused atomic.Uint64
+	up, down               atomic.Uint64
+	_                      [24]byte
+}
+
+// bump adds without a locked instruction: the caller is the only writer.
+func bump(c *atomic.Uint64, n uint64) { c.Store(c.Load() + n) }
+
+// TunnelStats are the live totals of a tunnel since it was first named. Bytes
+// are payload, counted as they leave.
+type TunnelStats struct {
+	Tunnel   TunnelID
+	Opened   uint64 // streams
+	Ended    uint64 // streams
+	Refused  uint64 // PublicConns that never became one
+	Up, Down uint64 // bytes from and to the visitors
+}
+
+// Stats sums the counters of every tunnel that listens or has a target.
+func (e *Engine) Stats() []TunnelStats {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	all := make([]TunnelStats, 0, len(e.tunnels))
+	for _, t := range e.tunnels {
+		s := TunnelStats{Tunnel: t.id}
+		for i := range t.cells {
+			c := &t.cells[i]
+			s.Opened += c.opened.Load()
+			s.Ended += c.ended.Load()
+			s.Refused += c.refused.Load()
+			s.Up += c.up.Load()
+			s.Down += c.down.Load()
+		}
+		all = append(all, s)
+	}
+	return all
+}
+
+// tunnel finds or makes the shared part of a tunnel.
+func (e *Engine) tunnel(id TunnelID) *tunnel {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	t := e.tunnels[id]
+	if t == nil {
+		t = &tunnel{id: id, cells: make([]tunnelCell, len(e.loops))}
+		e.tunnels[id] = t
+	}
+	return t
+}
+
+func (e *Engine) dropTunnel(id TunnelID) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	delete(e.tunnels, id)
+}
+
+func (c OpenPool) submit(e *Engine) {
+	p := &pool{id: c.Pool, side: c.Side, maxIdle: c.MaxIdle, heartbeat: c.Heartbeat, cells: make([]poolCell, len(e.loops))}
+	e.mu.Lock()
+	e.pools[c.Pool] = p
+	e.mu.Unlock()
+	e.broadcast(func() message { return openShard{p} })
+}
+
+func (c ClosePool) submit(e *Engine) {
+	e.mu.Lock()
+	delete(e.pools, c.Pool)
+	e.mu.Unlock()
+	e.broadcast(func() message { return closeShard(c) })
+}
+
+func (c Park) submit(e *Engine) {
+	if l := e.loopOf(c.Conn); l != nil {
+		l.inbox.post(park{c})
+	}
+}
+
+func (c Close) submit(e *Engine) {
+	if l := e.loopOf(c.Conn); l != nil {
+		l.inbox.post(closeConn{c.Conn})
+	}
+}
+
+func (c Dial) submit(e *Engine) { e.pick().inbox.post(dialProxy{c}) }
+
+func (c SetTarget) submit(e *Engine) {
+	t := e.tunnel(c.Tunnel)
+	e.broadcast(func() message { return setTarget{c, t} })
+}
+
+func (c DropTarget) submit(e *Engine) {
+	e.broadcast(func() message { return dropTarget(c) })
+}
+
+func (c Configure) submit(e *Engine) { e.settings.Store(&c.Settings) }
+
+func (c Reroute) submit(e *Engine) {
+	e.broadcast(func() message { return reroute(c) })
+}
+
+func (c Unlisten) submit(e *Engine) {
+	e.dropTunnel(c.Tunnel)
+	e.broadcast(func() message { return unlisten(c) })
+}
+
+func (c Listen) submit(e *Engine) {
+	sockets, err := c.open(len(e.loops))
+	ev := Listening{Tunnel: c.Tunnel, Err: err}
+	if err == nil {
+		t := e.tunnel(c.Tunnel)
+		for _, s := range sockets {
+			ev.Addresses = append(ev.Addresses, s.address)
+		}
+		e.mu.Lock()
+		if e.ended {
+			for _, s := range sockets {
+				closefd(s.fd)
+			}
+		} else {
+			e.broadcast(func() message { return watch{sockets, t, c.Route} })
+		}
+		e.mu.Unlock()
+	}
+	e.outbox.add([]Event{ev})
+}
+
+// connID packs loop, slot and generation.
+func connID(l *loop, slot uint32) ConnID {
+	return ConnID(uint64(l.id)<<56 | uint64(slot)<<32 | uint64(l.poll.slots[slot].gen))
+}
+
+func (e *Engine) loopOf(id ConnID) *loop {
+	if i := int(id >> 56); i < len(e.loops) {
+		return e.loops[i]
+	}
+	return nil
+}
+
+// unmapped gives IPv4 for an IPv4-mapped address.
+func unmapped(a netip.AddrPort) netip.AddrPort {
+	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
+}

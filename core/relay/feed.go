@@ -1,0 +1,347 @@
+package relay
+
+import (
+	"github.com/cproxy/cproxy/core/frame"
+)
+
+// maxDropped is how many bytes of a stream that this side has reset are read
+// and dropped so that the conn can be used again; beyond it a new conn is
+// cheaper.
+const maxDropped = 64 << 10
+
+// maxHeldDialing bounds what one read takes from an idle conn, and so what is
+// held while a LocalServer is dialled.
+const maxHeldDialing = 16 << 10
+
+// begin gives the conn to a stream.
+func (p *proxyConn) begin(s *stream, seq uint16) {
+	p.state = proxyStream
+	p.stream = s
+	p.seq = seq
+	p.txEnd, p.rxEnd = false, false
+	p.in.dropped = 0
+}
+
+// writeProxy sends frames, behind those that wait already. It tells whether
+// the conn still lives.
+func (l *loop) writeProxy(p *proxyConn, b []byte) bool {
+	if p.out == nil && p.canWrite {
+		n, failed := p.write(b)
+		if failed {
+			l.closeProxy(p, ProxyLost)
+			return false
+		}
+		b = b[n:]
+	}
+	if len(b) > 0 {
+		p.out = l.mem.add(p.out, b)
+	}
+	return true
+}
+
+// flushProxy tells whether p can take more frames now.
+func (l *loop) flushProxy(p *proxyConn) bool {
+	if !p.canWrite || p.state == proxyClosed {
+		return false
+	}
+	if p.out == nil {
+		return true
+	}
+	n, failed := p.write(p.out.bytes())
+	if failed {
+		l.closeProxy(p, ProxyLost)
+		return false
+	}
+	p.out.off += n
+	if len(p.out.bytes()) > 0 {
+		return false
+	}
+	l.mem.free(p.out)
+	p.out = nil
+	return true
+}
+
+// resetProxy tells the other side that the stream ended here for why. RESET
+// behind bytes that the socket does not take would come too late: the conn
+// is closed then.
+func (l *loop) resetProxy(p *proxyConn, why Reason) {
+	if p.state == proxyClosed {
+		return
+	}
+	if p.out != nil {
+		l.closeProxy(p, why)
+		return
+	}
+	if !p.txEnd || !p.rxEnd {
+		var b [frame.HeaderSize + frame.ResetSize]byte
+		frame.PutReset(b[:], p.seq, why.resetCode())
+		p.txEnd = true
+		if !l.writeProxy(p, b[:]) {
+			return
+		}
+	}
+	l.settle(p)
+}
+
+// settle makes a conn available again once its stream has ended both ways on
+// the wire. Until then it only drops what is still under way.
+func (l *loop) settle(p *proxyConn) {
+	if p.stream != nil || p.state != proxyStream {
+		return
+	}
+	if !p.txEnd || !p.rxEnd || p.out != nil {
+		if p.timer.pos == 0 {
+			l.timers.set(&p.timer, p, l.after(l.settings().Connect))
+		}
+		if p.in.blocked { // nobody is left to wait for: what is held is dropped
+			l.queueConn(p)
+		}
+		return
+	}
+	l.timers.stop(&p.timer)
+	l.release(p)
+}
+
+// readProxy consumes what p holds and then what its socket has, until the
+// destination blocks, the socket is dry, or the slice is used.
+func (l *loop) readProxy(p *proxyConn, slice int) (more bool) {
+	for slice > 0 && p.state != proxyClosed {
+		if p.in.held != nil && p.in.blocked {
+			n := len(p.in.held.bytes())
+			if !l.feedHeld(p) {
+				return false
+			}
+			slice -= n
+			continue
+		}
+		if !p.canRead {
+			return false
+		}
+		off := 0
+		if h := p.in.held; h != nil {
+			off = copy(l.mem.rx, h.bytes())
+			l.mem.free(h)
+			p.in.held = nil
+		}
+		limit := loopBuffer
+		if p.state != proxyStream {
+			limit = maxHeldDialing
+		}
+		n, eof, failed := p.read(l.mem.rx[off:limit])
+		if eof || failed {
+			l.closeProxy(p, ProxyLost)
+			return false
+		}
+		slice -= n
+		l.keep(p, l.mem.rx[:off+n])
+		if p.in.blocked {
+			return false
+		}
+	}
+	return p.state != proxyClosed
+}
+
+// keep feeds b and holds what is left of it.
+func (l *loop) keep(p *proxyConn, b []byte) {
+	rest, blocked := l.feed(p, b)
+	if p.state == proxyClosed {
+		return
+	}
+	p.in.blocked = blocked
+	if len(rest) > 0 {
+		p.in.held = l.mem.hold(rest)
+	}
+}
+
+// feedHeld feeds what was held back; false while it stays blocked.
+func (l *loop) feedHeld(p *proxyConn) bool {
+	h := p.in.held
+	rest, blocked := l.feed(p, h.bytes())
+	if p.state == proxyClosed {
+		return false
+	}
+	p.in.blocked = blocked
+	h.off = len(h.b) - len(rest)
+	if len(rest) == 0 {
+		l.mem.free(h)
+		p.in.held = nil
+	}
+	return !blocked
+}
+
+// feed consumes b as far as it goes. What is left is the beginning of a frame
+// or, when blocked, waits for the destination.
+func (l *loop) feed(p *proxyConn, b []byte) (rest []byte, blocked bool) {
+	for len(b) > 0 && p.state != proxyClosed {
+		if s := p.stream; s != nil && (s.front.state == rawConnecting || s.front.out != nil && !l.flushRaw(s.front)) {
+			if p.stream != nil {
+				return b, true
+			}
+			continue // the flush found the socket dead
+		}
+		if p.in.need > 0 {
+			n, blocked := l.deliver(p, b[:min(len(b), int(p.in.need))])
+			p.in.need -= uint32(n)
+			b = b[n:]
+			if blocked {
+				return b, true
+			}
+			continue
+		}
+		if len(b) < frame.HeaderSize {
+			return b, false
+		}
+		h, err := frame.ParseHeader(b)
+		if err != nil {
+			l.closeProxy(p, ProtocolError)
+			return nil, false
+		}
+		size := frame.HeaderSize
+		if h.Type != frame.Data {
+			size += int(h.Length)
+		}
+		if len(b) < size {
+			return b, false
+		}
+		if !l.handle(p, h, b[frame.HeaderSize:size]) {
+			l.closeProxy(p, ProtocolError)
+			return nil, false
+		}
+		b = b[size:]
+	}
+	return nil, false
+}
+
+// deliver passes payload on to the front of the stream, or drops it when the
+// stream has ended here.
+func (l *loop) deliver(p *proxyConn, b []byte) (n int, blocked bool) {
+	s := p.stream
+	if s == nil {
+		p.in.dropped += uint32(len(b))
+		if p.in.dropped > maxDropped {
+			l.closeProxy(p, Closed)
+		}
+		return len(b), false
+	}
+	if !l.flushRaw(s.front) {
+		return 0, p.stream != nil
+	}
+	n, failed := s.front.write(b)
+	if failed {
+		l.endStream(s, PeerReset)
+		return 0, false
+	}
+	s.count(l, !s.front.public, n)
+	s.active = l.now
+	return n, n < len(b)
+}
+
+// handle acts on one frame; false when the protocol does not allow it here.
+func (l *loop) handle(p *proxyConn, h frame.Header, payload []byte) bool {
+	server := p.shard.pool.side == ServerSide
+	switch h.Type {
+	case frame.Data:
+		if p.state != proxyStream || p.rxEnd || h.Seq != p.seq {
+			return false
+		}
+		p.in.need = h.Length
+		return true
+	case frame.Fin:
+		if p.state != proxyStream || p.rxEnd || h.Seq != p.seq {
+			return false
+		}
+		if p.stream != nil {
+			l.receiveEnd(p.stream)
+		} else {
+			p.rxEnd = true
+			l.settle(p)
+		}
+		return true
+	case frame.Reset:
+		return l.receiveReset(p, h.Seq, payload)
+	case frame.Pong:
+		p.missed = 0
+		return server
+	case frame.Retire:
+		return server && l.receiveRetire(p)
+	case frame.Ready:
+		if server || p.state != proxyReady {
+			return false
+		}
+		l.opened(p, payload)
+		return true
+	case frame.Ping:
+		return !server && l.receivePing(p, h.Seq)
+	case frame.Start:
+		return !server && l.receiveStart(p, h.Seq, payload)
+	case frame.Close:
+		if server || p.state != proxyIdle {
+			return false
+		}
+		l.closeProxy(p, Closed)
+		return true
+	default:
+		return false
+	}
+}
+
+// receiveReset ends the stream. One that names an earlier stream crossed the
+// end of it and means nothing any more.
+func (l *loop) receiveReset(p *proxyConn, seq uint16, payload []byte) bool {
+	code, err := frame.ParseReset(payload)
+	if err != nil || p.state != proxyStream && p.state != proxyIdle {
+		return false
+	}
+	if p.state == proxyIdle || seq != p.seq {
+		return true
+	}
+	p.rxEnd = true
+	if p.stream != nil {
+		l.endStream(p.stream, remoteReason(code))
+	} else {
+		l.settle(p)
+	}
+	return true
+}
+
+// receiveRetire closes a conn that the client wants to close, now or after
+// the stream that was started meanwhile.
+func (l *loop) receiveRetire(p *proxyConn) bool {
+	p.retire = true
+	if p.state == proxyIdle {
+		l.sayClose(p)
+	}
+	return true
+}
+
+func (l *loop) receivePing(p *proxyConn, seq uint16) bool {
+	if p.state != proxyIdle {
+		return false
+	}
+	p.missed = 0
+	var b [frame.HeaderSize]byte
+	frame.Header{Type: frame.Pong, Seq: seq}.Put(b[:])
+	l.writeProxy(p, b[:])
+	return true
+}
+
+// receiveStart begins a stream on the client: its target is dialled, and what
+// follows START waits for it.
+func (l *loop) receiveStart(p *proxyConn, seq uint16, payload []byte) bool {
+	st, err := frame.ParseStart(payload)
+	if err != nil || p.state != proxyIdle {
+		return false
+	}
+	t, ok := p.shard.targets[st.Tunnel]
+	if !ok {
+		p.begin(nil, seq)
+		l.resetProxy(p, UnknownTunnel)
+		return true
+	}
+	c := &rawConn{socket: socket{fd: -1}, state: rawConnecting, tunnel: t.tunnel, source: st.Source}
+	s := &stream{front: c, proxy: p, tunnel: t.tunnel}
+	p.begin(s, seq)
+	l.beginStream(s)
+	l.dialTarget(c, t.Target, st.Destination)
+	return true
+}

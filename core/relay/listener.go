@@ -1,0 +1,275 @@
+package relay
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// backlog of every listener. The kernel lowers it to net.core.somaxconn.
+const backlog = 4096
+
+// acceptBurst is how many connections one event accepts, so that the other
+// loops get their share of a burst.
+const acceptBurst = 16
+
+// exhaustedPause is how long a listener rests after accept failed for want of
+// descriptors: its event would come back at once.
+const exhaustedPause = 100 * time.Millisecond
+
+// listenSocket is one bound socket, watched by every loop. The last that lets
+// go closes it.
+type listenSocket struct {
+	fd      int
+	address netip.AddrPort
+	refs    atomic.Int32
+}
+
+// release tells whether the socket was closed by this call.
+func (s *listenSocket) release() bool {
+	if s.refs.Add(-1) > 0 {
+		return false
+	}
+	closefd(s.fd)
+	return true
+}
+
+// open binds the sockets of a Listen for so many loops.
+func (c Listen) open(loops int) ([]*listenSocket, error) {
+	if len(c.Binds) == 0 || len(c.Ports) == 0 {
+		return nil, errors.New("listen: no address or no port given")
+	}
+	var last error
+	for _, port := range c.Ports {
+		sockets, err := bindAll(c.Binds, port)
+		if err == nil {
+			for _, s := range sockets {
+				s.refs.Store(int32(loops))
+			}
+			return sockets, nil
+		}
+		last = err
+		if !errors.Is(err, unix.EADDRINUSE) && !errors.Is(err, unix.EACCES) {
+			break
+		}
+	}
+	return nil, last
+}
+
+func bindAll(binds []netip.Addr, port uint16) (sockets []*listenSocket, err error) {
+	defer func() {
+		if err != nil {
+			for _, s := range sockets {
+				closefd(s.fd)
+			}
+			sockets = nil
+		}
+	}()
+	both := false
+	for _, b := range binds {
+		both = both || b == netip.IPv4Unspecified()
+	}
+	for _, b := range binds {
+		s, err := bindOne(netip.AddrPortFrom(b, port), both)
+		if errors.Is(err, unix.EAFNOSUPPORT) && b == netip.IPv6Unspecified() && !both {
+			s, err = bindOne(netip.AddrPortFrom(netip.IPv4Unspecified(), port), false)
+		}
+		if err != nil {
+			return sockets, fmt.Errorf("listen on %s: %w", netip.AddrPortFrom(b, port), err)
+		}
+		sockets = append(sockets, s)
+		port = s.address.Port() // the kernel's choice holds for the addresses that follow
+	}
+	return sockets, nil
+}
+
+func bindOne(a netip.AddrPort, v6only bool) (*listenSocket, error) {
+	family := unix.AF_INET
+	if a.Addr().Is6() {
+		family = unix.AF_INET6
+	}
+	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	if err := configureListener(fd, a, v6only); err != nil {
+		closefd(fd)
+		return nil, err
+	}
+	bound, err := localAddress(fd)
+	if err != nil {
+		closefd(fd)
+		return nil, err
+	}
+	return &listenSocket{fd: fd, address: bound}, nil
+}
+
+func configureListener(fd int, a netip.AddrPort, v6only bool) error {
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
+		return err
+	}
+	if a.Addr().Is6() {
+		only := 0
+		if v6only || a.Addr() != netip.IPv6Unspecified() {
+			only = 1
+		}
+		if err := unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, only); err != nil {
+			return err
+		}
+	}
+	// Accepted sockets inherit these; SO_LINGER too, so that a crash ends
+	// streams with RST and never with a FIN that looks like their end.
+	if err := streamOptions(fd); err != nil {
+		return err
+	}
+	if err := resetOnClose(fd); err != nil {
+		return err
+	}
+	if err := unix.Bind(fd, sockaddr(a)); err != nil {
+		return err
+	}
+	return unix.Listen(fd, backlog)
+}
+
+// watch makes every loop accept from freshly bound sockets.
+type watch struct {
+	sockets []*listenSocket
+	tunnel  *tunnel
+	route   Route
+}
+
+func (m watch) apply(l *loop) {
+	for _, s := range m.sockets {
+		a := &acceptor{socket: s, tunnel: m.tunnel, route: m.route}
+		l.doors[m.tunnel.id] = append(l.doors[m.tunnel.id], a)
+		if errno := a.resume(l); errno != 0 {
+			l.exhausted(a, errno)
+		}
+	}
+}
+
+func (m watch) discard() {
+	for _, s := range m.sockets {
+		s.release()
+	}
+}
+
+// reroute and unlisten reach every loop.
+type (
+	reroute  Reroute
+	unlisten Unlisten
+)
+
+func (m reroute) apply(l *loop) {
+	for _, a := range l.doors[m.Tunnel] {
+		a.route = m.Route
+	}
+}
+
+func (m unlisten) apply(l *loop) {
+	doors, ok := l.doors[m.Tunnel]
+	delete(l.doors, m.Tunnel)
+	closed := false
+	for _, a := range doors {
+		closed = a.close(l)
+	}
+	if closed || !ok && l.id == 0 {
+		l.tell(Unlistened(m))
+	}
+}
+
+// acceptor is one loop's share of a listening socket.
+type acceptor struct {
+	socket  *listenSocket
+	tunnel  *tunnel
+	route   Route
+	slot    uint32
+	resting bool
+	timer   timer
+}
+
+// resume puts the listener into the loop's epoll set: level-triggered, so
+// that what a burst leaves is seen again, and exclusive, so that one
+// connection wakes one loop.
+func (a *acceptor) resume(l *loop) syscall.Errno {
+	slot, errno := l.poll.add(a.socket.fd, a, unix.EPOLLIN|unix.EPOLLEXCLUSIVE)
+	a.slot, a.resting = slot, errno != 0
+	return errno
+}
+
+// close lets go of the socket and tells whether that closed it.
+func (a *acceptor) close(l *loop) bool {
+	l.timers.stop(&a.timer)
+	if !a.resting {
+		l.poll.forget(a.socket.fd, a.slot)
+	}
+	return a.socket.release()
+}
+
+func (a *acceptor) ready(l *loop, _ uint32) {
+	for range acceptBurst {
+		fd, errno := accept(a.socket.fd)
+		switch errno {
+		case 0:
+			a.route.accepted(l, a, fd)
+		case unix.EAGAIN:
+			return
+		case unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM:
+			l.exhausted(a, errno)
+			return
+		default:
+			// ECONNABORTED and the errors of a connection that died in the
+			// queue (accept(2)): the next one may be well.
+		}
+	}
+}
+
+func (a *acceptor) expired(l *loop) {
+	if l.spare < 0 {
+		l.keepSpare()
+	}
+	if errno := a.resume(l); errno != 0 {
+		l.exhausted(a, errno)
+	}
+}
+
+// exhausted refuses what waits in the queue, as far as the spare descriptor
+// lets it, so that visitors see a reset and not silence; then the listener
+// rests.
+func (l *loop) exhausted(a *acceptor, errno syscall.Errno) {
+	for range acceptBurst {
+		if l.spare < 0 {
+			break
+		}
+		closefd(l.spare)
+		l.spare = -1
+		fd, e := accept(a.socket.fd)
+		if e == 0 {
+			closefd(fd)
+			bump(&a.tunnel.cells[l.id].refused, 1)
+		}
+		l.keepSpare()
+		if e != 0 {
+			break
+		}
+	}
+	l.tell(Exhausted{Err: errno})
+	if !a.resting {
+		l.poll.forget(a.socket.fd, a.slot)
+		a.resting = true
+	}
+	l.timers.set(&a.timer, a, l.after(exhaustedPause))
+}
+
+func (l *loop) keepSpare() {
+	fd, err := unix.Open("/dev/null", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		fd = -1
+	}
+	l.spare = fd
+}

@@ -1,0 +1,193 @@
+package relay
+
+import (
+	"runtime"
+	"time"
+
+	"github.com/cproxy/cproxy/core/frame"
+)
+
+// turnSlice is how many bytes one direction of a queued stream moves before
+// the loop looks at its events again; visitSlice is what an event moves at
+// once. Streams with more to move wait in a queue, so that messages beside
+// them stay quick.
+const (
+	visitSlice = loopBuffer
+	turnSlice  = 256 << 10
+)
+
+// epoch is what the loop clock counts from; only differences matter.
+//
+//nolint:gochecknoglobals // a constant in all but syntax
+var epoch = time.Now()
+
+// loop is one event loop. Only its own thread touches it, but for inbox.
+type loop struct {
+	id     int
+	engine *Engine
+	inbox  inbox
+	poll   poller
+	timers timers
+	mem    memory
+	work   work
+	shards map[PoolID]*shard
+	doors  map[TunnelID][]*acceptor
+	lobby  fifo[proxyConn] // conns that have not sent a preface, oldest first
+	spare  int             // descriptor kept for the day there is none left, or -1
+	now    int64           // clock of this turn, nanoseconds
+}
+
+// work is what a turn of the loop leaves to be done or told.
+type work struct {
+	queue    []queued // with bytes to move, oldest first
+	short    []*shard // where PublicConns wait
+	events   []Event
+	messages []message // spare list for the inbox
+	stopping bool
+}
+
+func newLoop(e *Engine, id int) *loop {
+	return &loop{id: id, engine: e, shards: make(map[PoolID]*shard), doors: make(map[TunnelID][]*acceptor), spare: -1}
+}
+
+// open gets what the loop needs to run; closeAll gives it back.
+func (l *loop) open() error {
+	if err := l.poll.open(); err != nil {
+		return err
+	}
+	l.mem.rx = make([]byte, loopBuffer+frame.MaxControl)
+	l.mem.tx = make([]byte, loopBuffer+frame.MaxControl+frame.HeaderSize)
+	l.keepSpare()
+	l.inbox.setWake(l.poll.wake)
+	return nil
+}
+
+func (l *loop) run() {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	for !l.work.stopping {
+		l.turn()
+	}
+}
+
+// turn is one round: wait, handle what is ready, then messages, deadlines and
+// one slice of a queued stream.
+func (l *loop) turn() {
+	n := l.poll.wait(l.patience())
+	l.now = int64(time.Since(epoch))
+	for i := range n {
+		ev := &l.poll.events[i]
+		id, gen := uint32(ev.Fd), uint32(ev.Pad)
+		if id == wakeSlot {
+			l.poll.clearWake()
+			continue
+		}
+		if s := l.poll.slots[id]; s.h != nil && s.gen == gen {
+			s.h.ready(l, ev.Events)
+		}
+	}
+	l.applyMessages()
+	for t := l.timers.pop(l.now); t != nil; t = l.timers.pop(l.now) {
+		t.expired(l)
+	}
+	l.runQueued()
+	l.report()
+}
+
+// patience is how long the loop may wait: not at all when work is queued.
+func (l *loop) patience() time.Duration {
+	if len(l.work.queue) > 0 {
+		return 0
+	}
+	if when, ok := l.timers.next(); ok {
+		return max(0, time.Duration(when-int64(time.Since(epoch))))
+	}
+	return -1
+}
+
+func (l *loop) applyMessages() {
+	list := l.inbox.take(l.work.messages)
+	for i, m := range list {
+		m.apply(l)
+		list[i] = nil
+	}
+	l.work.messages = list[:0]
+}
+
+// queued is what can wait for a slice of the loop's time: a stream, or a conn
+// without one that has frames to read.
+type queued interface {
+	run(l *loop)
+}
+
+// runQueued gives the one that waits longest its slice.
+func (l *loop) runQueued() {
+	if len(l.work.queue) == 0 {
+		return
+	}
+	q := l.work.queue[0]
+	l.work.queue[0] = nil
+	l.work.queue = l.work.queue[1:]
+	if len(l.work.queue) == 0 {
+		l.work.queue = nil
+	}
+	q.run(l)
+}
+
+// tell notes an event for the end of this turn.
+func (l *loop) tell(ev Event) { l.work.events = append(l.work.events, ev) }
+
+func (l *loop) report() {
+	for _, sh := range l.work.short {
+		sh.told = false
+		if n := sh.waiting.len(); n > 0 {
+			l.tell(Needed{Pool: sh.pool.id, Loop: l.id, Waiting: n})
+		}
+	}
+	l.work.short = l.work.short[:0]
+	if len(l.work.events) > 0 {
+		l.engine.outbox.add(l.work.events)
+		clear(l.work.events)
+		l.work.events = l.work.events[:0]
+	}
+}
+
+// after gives the loop time d from now.
+func (l *loop) after(d time.Duration) int64 { return l.now + int64(d) }
+
+func (l *loop) settings() *Settings { return l.engine.settings.Load() }
+
+// stop ends a loop.
+type stop struct{}
+
+func (stop) apply(l *loop) { l.work.stopping = true }
+
+// closeAll ends everything that a stopped loop holds, messages included.
+func (l *loop) closeAll() {
+	l.inbox.setWake(nil)
+	for _, m := range l.inbox.take(nil) {
+		if d, ok := m.(discarder); ok {
+			d.discard()
+		}
+	}
+	for id := range l.poll.slots {
+		switch h := l.poll.slots[id].h.(type) {
+		case *rawConn:
+			l.stopRaw(h)
+		case *proxyConn:
+			l.closeProxy(h, Stopped)
+		case *acceptor:
+			h.close(l)
+		}
+	}
+	if l.spare >= 0 {
+		closefd(l.spare)
+		l.spare = -1
+	}
+	l.poll.close()
+}
+
+// discarder is a message that owns a descriptor.
+type discarder interface {
+	discard()
+}

@@ -1,0 +1,113 @@
+package relay
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+)
+
+// message is what a loop can be told, applied on its own thread.
+type message interface {
+	apply(l *loop)
+}
+
+// inbox takes messages from other threads. It is drained at every turn of its
+// loop, so it is as long as the control plane is quick: one message a command.
+type inbox struct {
+	mu   sync.Mutex
+	list []message
+	wake func() // called when the list stops being empty; nil until the loop is open
+}
+
+func (b *inbox) post(m message) {
+	b.mu.Lock()
+	first := len(b.list) == 0
+	b.list = append(b.list, m)
+	wake := b.wake
+	b.mu.Unlock()
+	if first && wake != nil {
+		wake()
+	}
+}
+
+// take swaps the list for the empty one given.
+func (b *inbox) take(empty []message) []message {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	list := b.list
+	b.list = empty
+	return list
+}
+
+func (b *inbox) setWake(wake func()) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.wake = wake
+}
+
+// maxEvents bounds what waits for a reader of Events; beyond it the reports
+// that nobody's state depends on (ended and refused streams) are dropped.
+const maxEvents = 1 << 16
+
+// outbox collects the events of all loops for one reader. Loops never wait.
+type outbox struct {
+	notify  chan struct{}
+	ch      chan []Event
+	dropped atomic.Uint64
+
+	mu   sync.Mutex
+	list []Event
+}
+
+func newOutbox() *outbox {
+	return &outbox{notify: make(chan struct{}, 1), ch: make(chan []Event)}
+}
+
+func (o *outbox) add(events []Event) {
+	o.mu.Lock()
+	for _, ev := range events {
+		if len(o.list) >= maxEvents && droppable(ev) {
+			o.dropped.Add(1)
+			continue
+		}
+		o.list = append(o.list, ev)
+	}
+	o.mu.Unlock()
+	select {
+	case o.notify <- struct{}{}:
+	default:
+	}
+}
+
+// droppable tells the reports that nobody's state depends on.
+func droppable(ev Event) bool {
+	switch ev.(type) {
+	case StreamEnded, Refused, PrefaceFailed, Needed, Exhausted:
+		return true
+	default:
+		return false
+	}
+}
+
+// deliver hands batches to the reader until ctx is done.
+func (o *outbox) deliver(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-o.notify:
+		}
+		o.mu.Lock()
+		batch := o.list
+		o.list = nil
+		o.mu.Unlock()
+		if len(batch) == 0 {
+			continue
+		}
+		select {
+		case o.ch <- batch:
+		case <-ctx.Done():
+			return
+		}
+	}
+}

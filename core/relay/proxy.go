@@ -1,0 +1,365 @@
+package relay
+
+import (
+	"crypto/subtle"
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/cproxy/cproxy/core/frame"
+)
+
+// maxLobby bounds the conns of one loop that have not sent a preface; the
+// oldest makes room, so that silent peers cannot keep others out.
+const maxLobby = 4096
+
+var (
+	errPoolClosed   = errors.New("the pool was closed")
+	errReadyTimeout = errors.New("the proxy port did not answer in time")
+	errReadyMAC     = errors.New("the proxy port does not know the session key: something between here and the server answers in its place")
+)
+
+type proxyState uint8
+
+const (
+	proxyPreface    proxyState = iota + 1 // server: the preface is awaited
+	proxyVerify                           // server: the preface is being verified
+	proxyConnecting                       // client
+	proxyReady                            // client: READY is awaited
+	proxyIdle
+	proxyStream // carries a stream, or what is left of one: see settle
+	proxyClosed
+)
+
+// proxyConn is a ProxyConn: a socket that carries frames.
+type proxyConn struct {
+	socket
+	state   proxyState
+	seq     uint16 // of the current or last stream
+	txEnd   bool   // FIN or RESET of this stream was sent
+	rxEnd   bool   // and received
+	retire  bool   // to be closed after its stream
+	missed  uint8  // heartbeats
+	queued  bool
+	idleAt  int // position among the idle conns of its shard, or -1
+	shard   *shard
+	stream  *stream  // nil too when this side's socket is gone but the stream not settled
+	out     *buffer  // frames that the socket did not take
+	in      inflow   // what came in and is not consumed
+	opening *opening // until the conn is first idle
+}
+
+// inflow is the receiving half of a conn between two visits.
+type inflow struct {
+	held    *buffer // bytes that wait for their destination, or for the rest of a frame
+	blocked bool    // they wait for their destination
+	need    uint32  // payload bytes of the current DATA frame still to come
+	dropped uint32  // payload bytes of a reset stream dropped so far
+}
+
+// opening is what only the first moments of a conn need.
+type opening struct {
+	peer    netip.AddrPort
+	ticket  uint64 // in the lobby
+	ref     uint64
+	got     int // bytes of preface
+	preface [frame.PrefaceSize]byte
+	ready   [frame.ReadySize]byte
+}
+
+func newProxyConn(fd int, state proxyState) *proxyConn {
+	return &proxyConn{socket: socket{fd: fd}, state: state, idleAt: -1, txEnd: true, rxEnd: true}
+}
+
+func (p *proxyConn) register(l *loop) bool {
+	slot, errno := l.poll.add(p.fd, p, connEvents)
+	p.slot = slot
+	return errno == 0
+}
+
+// accepted of the proxy port awaits a preface.
+func (ToPreface) accepted(l *loop, _ *acceptor, fd int) {
+	if l.lobby.len() >= maxLobby {
+		l.closeProxy(l.lobby.items[0], PrefaceTimeout)
+	}
+	orderlyClose(fd)
+	p := newProxyConn(fd, proxyPreface)
+	p.canWrite = true
+	p.opening = &opening{peer: peerAddress(fd)}
+	if !p.register(l) {
+		closefd(fd)
+		l.tell(PrefaceFailed{Peer: p.opening.peer, Reason: NoDescriptors})
+		return
+	}
+	p.opening.ticket = l.lobby.push(p)
+	l.timers.set(&p.timer, p, l.after(l.settings().Preface))
+}
+
+func (p *proxyConn) ready(l *loop, events uint32) {
+	p.note(events)
+	switch p.state {
+	case proxyPreface:
+		l.readPreface(p)
+	case proxyConnecting:
+		l.proxyConnected(p)
+	case proxyStream, proxyIdle, proxyReady:
+		l.visit(p, visitSlice)
+	case proxyVerify, proxyClosed:
+	}
+}
+
+// visit moves what can be moved on an opened conn.
+func (l *loop) visit(p *proxyConn, slice int) {
+	if p.stream != nil {
+		l.pump(p.stream, slice)
+		return
+	}
+	if l.flushProxy(p) {
+		l.settle(p)
+	}
+	if l.readProxy(p, slice) {
+		l.queueConn(p)
+	}
+}
+
+// queueConn lets a conn be read after the events of this turn.
+func (l *loop) queueConn(p *proxyConn) {
+	if !p.queued {
+		p.queued = true
+		l.work.queue = append(l.work.queue, p)
+	}
+}
+
+func (p *proxyConn) run(l *loop) {
+	p.queued = false
+	if p.state != proxyClosed {
+		l.visit(p, turnSlice)
+	}
+}
+
+func (p *proxyConn) expired(l *loop) {
+	switch p.state {
+	case proxyPreface, proxyVerify:
+		l.closeProxy(p, PrefaceTimeout)
+	case proxyConnecting, proxyReady:
+		l.openFailed(p, errReadyTimeout)
+	case proxyStream:
+		l.closeProxy(p, ProtocolError) // the other side never settled a stream that was reset
+	case proxyIdle, proxyClosed:
+	}
+}
+
+// readPreface collects the preface and refuses foreign bytes at the first.
+func (l *loop) readPreface(p *proxyConn) {
+	o := p.opening
+	for p.canRead && o.got < frame.PrefaceSize {
+		n, eof, failed := p.read(o.preface[o.got:])
+		if eof || failed {
+			l.closeProxy(p, BadPreface)
+			return
+		}
+		o.got += n
+		if k := min(o.got, len(frame.Magic)); string(o.preface[:k]) != frame.Magic[:k] {
+			l.closeProxy(p, BadPreface)
+			return
+		}
+	}
+	if o.got == frame.PrefaceSize {
+		l.lobby.remove(o.ticket)
+		p.state = proxyVerify
+		p.canRead = true // the read filled its buffer: there may be more
+		l.tell(PrefaceReceived{Conn: connID(l, p.slot), Peer: o.peer, Preface: o.preface})
+	}
+}
+
+// park and closeConn answer PrefaceReceived.
+type park struct{ command Park }
+
+type closeConn struct{ id ConnID }
+
+// verified finds the conn that a control-plane answer is about.
+func (l *loop) verified(id ConnID) *proxyConn {
+	n, gen := uint32(id>>32)&0xffffff, uint32(id)
+	if int(n) >= len(l.poll.slots) || l.poll.slots[n].gen != gen {
+		return nil
+	}
+	if p, ok := l.poll.slots[n].h.(*proxyConn); ok && p.state == proxyVerify {
+		return p
+	}
+	return nil
+}
+
+func (m closeConn) apply(l *loop) {
+	if p := l.verified(m.id); p != nil {
+		l.closeProxy(p, BadPreface)
+	}
+}
+
+func (m park) apply(l *loop) {
+	p := l.verified(m.command.Conn)
+	if p == nil {
+		return
+	}
+	sh := l.shards[m.command.Pool]
+	if sh == nil {
+		l.closeProxy(p, Closed)
+		return
+	}
+	p.opening.ready = m.command.Ready
+	to := l
+	if here := &sh.pool.cells[l.id]; sh.waiting.len() == 0 || here.waiting.Load() == 0 {
+		to = l.engine.loops[sh.pool.neediest()]
+	}
+	move := moved{conn: p, pool: m.command.Pool}
+	if to == l {
+		l.join(p, sh)
+		return
+	}
+	l.detach(p)
+	to.inbox.post(move)
+}
+
+// moved brings a conn from another loop, with everything it owns.
+type moved struct {
+	conn    *proxyConn
+	pool    PoolID
+	donated bool
+}
+
+func (m moved) apply(l *loop) {
+	sh := l.shards[m.pool]
+	if sh != nil && m.donated {
+		sh.asked = max(0, sh.asked-1)
+	}
+	if sh == nil || !m.conn.register(l) {
+		m.discard()
+		if m.donated {
+			l.tell(ConnClosed{Pool: m.pool, Reason: Closed})
+		}
+		if sh != nil {
+			sh.seek(l)
+		}
+		return
+	}
+	if m.donated {
+		m.conn.shard = sh
+		sh.members[m.conn] = struct{}{}
+		l.release(m.conn)
+		return
+	}
+	l.join(m.conn, sh)
+}
+
+func (m moved) discard() { closefd(m.conn.fd) }
+
+// detach takes a conn without pending bytes out of the loop; it stays open.
+func (l *loop) detach(p *proxyConn) {
+	l.timers.stop(&p.timer)
+	l.poll.forget(p.fd, p.slot)
+	p.canRead, p.hungUp = false, false
+	if p.shard != nil {
+		delete(p.shard.members, p)
+		p.shard = nil
+	}
+}
+
+// join answers a verified preface with READY and makes the conn available.
+func (l *loop) join(p *proxyConn, sh *shard) {
+	var b [frame.HeaderSize + frame.ReadySize]byte
+	frame.Header{Type: frame.Ready, Length: frame.ReadySize}.Put(b[:])
+	copy(b[frame.HeaderSize:], p.opening.ready[:])
+	l.timers.stop(&p.timer)
+	p.shard = sh
+	p.opening = nil
+	p.state = proxyIdle
+	sh.members[p] = struct{}{}
+	l.tell(ConnOpened{Pool: sh.pool.id})
+	if l.writeProxy(p, b[:]) {
+		l.release(p)
+	}
+}
+
+// proxyConnected sends the preface of a client's new conn.
+func (l *loop) proxyConnected(p *proxyConn) {
+	if !p.canWrite {
+		return
+	}
+	if errno := pendingError(p.fd); errno != 0 {
+		l.openFailed(p, fmt.Errorf("dial proxy port %s: %w", p.opening.peer, errno))
+		return
+	}
+	p.state = proxyReady
+	if l.writeProxy(p, p.opening.preface[:]) {
+		l.readProxy(p, visitSlice)
+	}
+}
+
+// opened takes READY.
+func (l *loop) opened(p *proxyConn, mac []byte) {
+	o := p.opening
+	if subtle.ConstantTimeCompare(mac, o.ready[:]) != 1 {
+		l.openFailed(p, errReadyMAC)
+		return
+	}
+	if p.shard.closed {
+		l.openFailed(p, errPoolClosed)
+		return
+	}
+	l.timers.stop(&p.timer)
+	p.opening = nil
+	p.shard.members[p] = struct{}{}
+	l.tell(ConnOpened{Pool: p.shard.pool.id, Ref: o.ref})
+	l.release(p)
+}
+
+// openFailed ends a client's conn that never was ready.
+func (l *loop) openFailed(p *proxyConn, err error) {
+	l.tell(DialFailed{Pool: p.shard.pool.id, Ref: p.opening.ref, Err: err})
+	p.opening = nil
+	p.shard = nil
+	l.closeProxy(p, Closed)
+}
+
+// sayClose closes a conn that carries no stream. The server says so first.
+func (l *loop) sayClose(p *proxyConn) {
+	if p.shard != nil && p.shard.pool.side == ServerSide && p.out == nil {
+		var b [frame.HeaderSize]byte
+		frame.Header{Type: frame.Close}.Put(b[:])
+		_, _ = p.write(b[:])
+	}
+	l.closeProxy(p, Closed)
+}
+
+// closeProxy closes a conn for good; a stream that it carries ends with it.
+func (l *loop) closeProxy(p *proxyConn, why Reason) {
+	if p.state == proxyClosed {
+		return
+	}
+	before := p.state
+	p.state = proxyClosed
+	l.timers.stop(&p.timer)
+	l.poll.remove(p.slot)
+	closefd(p.fd)
+	l.mem.free(p.out)
+	l.mem.free(p.in.held)
+	p.out, p.in = nil, inflow{}
+	switch before {
+	case proxyPreface:
+		l.lobby.remove(p.opening.ticket)
+		l.tell(PrefaceFailed{Peer: p.opening.peer, Reason: why})
+	case proxyVerify:
+		l.tell(PrefaceFailed{Peer: p.opening.peer, Reason: why})
+	case proxyConnecting, proxyReady:
+		if p.opening != nil {
+			l.tell(DialFailed{Pool: p.shard.pool.id, Ref: p.opening.ref, Err: fmt.Errorf("open proxy connection: %s", why)})
+		}
+	case proxyIdle, proxyStream:
+		p.shard.unidle(l, p)
+		delete(p.shard.members, p)
+		l.tell(ConnClosed{Pool: p.shard.pool.id, Reason: why})
+		if p.stream != nil {
+			l.endStream(p.stream, why)
+		}
+	case proxyClosed:
+	}
+}

@@ -1,0 +1,200 @@
+package relay
+
+import (
+	"net/netip"
+
+	"golang.org/x/sys/unix"
+)
+
+// socket is one registered descriptor and what the loop knows of it.
+type socket struct {
+	fd       int
+	slot     uint32
+	canRead  bool
+	canWrite bool
+	// hungUp is set once the peer has ended its direction, or worse: a short
+	// read then no longer means that the socket is dry.
+	hungUp bool
+	timer  timer
+}
+
+// note takes over what an epoll event says.
+func (s *socket) note(events uint32) {
+	if events&(unix.EPOLLIN|unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != 0 {
+		s.canRead = true
+	}
+	if events&(unix.EPOLLOUT|unix.EPOLLHUP|unix.EPOLLERR) != 0 {
+		s.canWrite = true
+	}
+	if events&(unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != 0 {
+		s.hungUp = true
+	}
+}
+
+// read receives into b: n bytes, or the end of the stream (eof), or nothing
+// for now (n 0), or an error that ended the socket.
+func (s *socket) read(b []byte) (n int, eof, failed bool) {
+	n, errno := recv(s.fd, b)
+	switch {
+	case errno == unix.EAGAIN || errno == unix.EINTR:
+		s.canRead = errno == unix.EINTR
+		return 0, false, false
+	case errno != 0:
+		return 0, false, true
+	case n == 0:
+		s.canRead = false
+		return 0, true, false
+	}
+	if n < len(b) && !s.hungUp {
+		s.canRead = false // drained: data that comes later is a new edge
+	}
+	return n, false, false
+}
+
+// write sends b: what the socket took, which is less than all when it is full.
+func (s *socket) write(b []byte) (n int, failed bool) {
+	n, errno := send(s.fd, b)
+	if errno == unix.EINTR {
+		n, errno = send(s.fd, b)
+	}
+	if errno == unix.EAGAIN {
+		n, errno = 0, 0
+	}
+	if n < len(b) {
+		s.canWrite = false
+	}
+	return n, errno != 0
+}
+
+type rawState uint8
+
+const (
+	rawWaiting    rawState = iota + 1 // a PublicConn without a ProxyConn
+	rawConnecting                     // being dialled
+	rawJoined                         // part of a stream
+	rawClosed
+)
+
+// rawConn is a socket that carries bare bytes: a PublicConn, or a LocalConn.
+// It is closed with RST unless a FIN was sent (see sendFin).
+type rawConn struct {
+	socket
+	state   rawState
+	public  bool // counts against the connection limits
+	eof     bool // the peer's FIN was read
+	finSent bool
+	source  netip.AddrPort
+	tunnel  *tunnel
+	stream  *stream // nil while waiting
+	out     *buffer // accepted and not yet taken by the socket
+	dial    *dialing
+	wait    *place // in a shard's queue
+}
+
+// register puts the socket into the loop's epoll set.
+func (c *rawConn) register(l *loop) bool {
+	slot, errno := l.poll.add(c.fd, c, connEvents)
+	c.slot = slot
+	return errno == 0
+}
+
+func (c *rawConn) ready(l *loop, events uint32) {
+	c.note(events)
+	switch c.state {
+	case rawWaiting:
+		if events&(unix.EPOLLHUP|unix.EPOLLERR) != 0 {
+			l.refuse(c, VisitorLeft)
+		}
+	case rawConnecting:
+		l.connectDone(c)
+	case rawJoined:
+		l.pump(c.stream, visitSlice)
+	case rawClosed:
+	}
+}
+
+func (c *rawConn) expired(l *loop) {
+	switch c.state {
+	case rawWaiting:
+		l.refuse(c, WaitTimeout)
+	case rawConnecting:
+		l.connectExpired(c)
+	case rawJoined:
+		l.checkStream(c.stream)
+	case rawClosed:
+	}
+}
+
+// flushRaw tells whether c can take more bytes now, after it took what it
+// still had to. False with c closed when the socket failed.
+func (l *loop) flushRaw(c *rawConn) bool {
+	if c.state != rawJoined || !c.canWrite {
+		return false
+	}
+	if c.out == nil {
+		return true
+	}
+	n, failed := c.write(c.out.bytes())
+	if failed {
+		l.endStream(c.stream, PeerReset)
+		return false
+	}
+	c.out.off += n
+	if len(c.out.bytes()) > 0 {
+		return false
+	}
+	l.mem.free(c.out)
+	c.out = nil
+	return true
+}
+
+// sendFin ends the direction towards c. Only from here on may the socket end
+// in order: before, a close of any kind is a reset.
+func (c *rawConn) sendFin() {
+	orderlyClose(c.fd)
+	shutdownWrite(c.fd)
+	c.finSent = true
+}
+
+// closeRaw closes the socket: in order when its FIN was sent and orderly is
+// set, else with RST.
+func (l *loop) closeRaw(c *rawConn, orderly bool) {
+	if c.state == rawClosed {
+		return
+	}
+	l.timers.stop(&c.timer)
+	if c.fd >= 0 {
+		if c.finSent && !orderly {
+			_ = resetOnClose(c.fd)
+		}
+		l.poll.remove(c.slot)
+		closefd(c.fd)
+		c.fd = -1
+	}
+	l.mem.free(c.out)
+	c.out = nil
+	c.state = rawClosed
+	if c.public {
+		c.tunnel.conns.Add(-1)
+		l.engine.conns.Add(-1)
+	}
+}
+
+// refuse ends a PublicConn that never became a stream.
+func (l *loop) refuse(c *rawConn, why Reason) {
+	if c.wait != nil {
+		c.wait.shard.leave(l, c)
+	}
+	bump(&c.tunnel.cells[l.id].refused, 1)
+	l.tell(Refused{Tunnel: c.tunnel.id, Source: c.source, Reason: why})
+	l.closeRaw(c, false)
+}
+
+// stopRaw ends a conn because the loop does.
+func (l *loop) stopRaw(c *rawConn) {
+	if c.stream != nil {
+		l.endStream(c.stream, Stopped)
+		return
+	}
+	l.refuse(c, Stopped)
+}

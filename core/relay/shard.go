@@ -1,0 +1,381 @@
+package relay
+
+import (
+	"net/netip"
+	"time"
+
+	"github.com/cproxy/cproxy/core/frame"
+)
+
+// maxWaiting bounds the PublicConns of one pool that wait in one loop; more
+// are refused.
+const maxWaiting = 4096
+
+// seekEvery is how often a shard with waiting PublicConns asks again.
+const seekEvery = time.Second
+
+// missedLimit is how many heartbeats in a row may go unanswered; the client
+// allows one more, since it cannot know when the server begins to count.
+const missedLimit = 2
+
+// shard is one loop's part of a pool: the idle conns (the last one used is
+// the first claimed), and who waits for one.
+type shard struct {
+	pool    *pool
+	idle    []*proxyConn
+	members map[*proxyConn]struct{}
+	waiting fifo[rawConn]
+	targets map[uint32]target // of the client, by the id in START
+	asked   int               // conns asked of other loops
+	beats   int64             // when the next heartbeat is due
+	told    bool              // on the list of short shards of this turn
+	closed  bool
+	timer   timer
+}
+
+// place is a PublicConn's place in the queue of a shard.
+type place struct {
+	shard  *shard
+	ticket uint64
+	wire   uint32
+}
+
+// target is a Target of the client with its tunnel.
+type target struct {
+	Target
+	tunnel *tunnel
+}
+
+// openShard and closeShard reach every loop.
+type openShard struct{ pool *pool }
+
+type closeShard ClosePool
+
+func (m openShard) apply(l *loop) {
+	l.shards[m.pool.id] = &shard{pool: m.pool, members: make(map[*proxyConn]struct{}), targets: make(map[uint32]target)}
+}
+
+func (m closeShard) apply(l *loop) {
+	sh := l.shards[m.Pool]
+	if sh == nil {
+		return
+	}
+	delete(l.shards, m.Pool)
+	sh.closed = true
+	l.timers.stop(&sh.timer)
+	for c := sh.waiting.pop(); c != nil; c = sh.waiting.pop() {
+		c.wait = nil
+		l.refuse(c, Cut)
+	}
+	for p := range sh.members {
+		switch {
+		case p.stream == nil:
+			l.sayClose(p)
+		case m.Cut:
+			l.endStream(p.stream, Cut)
+			l.closeProxy(p, Cut)
+		}
+	}
+	sh.publish(l)
+}
+
+// setTarget and dropTarget reach every loop.
+type setTarget struct {
+	command SetTarget
+	tunnel  *tunnel
+}
+
+type dropTarget DropTarget
+
+func (m setTarget) apply(l *loop) {
+	if sh := l.shards[m.command.Pool]; sh != nil {
+		sh.targets[m.command.Wire] = target{m.command.Target, m.tunnel}
+	}
+}
+
+func (m dropTarget) apply(l *loop) {
+	if sh := l.shards[m.Pool]; sh != nil {
+		delete(sh.targets, m.Wire)
+	}
+}
+
+// publish shows the other loops how this shard stands.
+func (sh *shard) publish(l *loop) {
+	sh.pool.cells[l.id].idle.Store(int32(len(sh.idle)))
+	sh.pool.cells[l.id].waiting.Store(int32(sh.waiting.len()))
+}
+
+// accepted makes a PublicConn of an accepted socket and claims a ProxyConn
+// for it.
+func (r ToPool) accepted(l *loop, a *acceptor, fd int) {
+	c := l.newPublic(a, fd)
+	if c == nil {
+		return
+	}
+	if r.MaxConns > 0 && a.tunnel.conns.Load() > int64(r.MaxConns) {
+		l.refuse(c, ConnLimit)
+		return
+	}
+	sh := l.shards[r.Pool]
+	if sh == nil {
+		l.refuse(c, Cut)
+		return
+	}
+	if p := sh.claim(l); p != nil {
+		l.start(p, c, r.Wire)
+		return
+	}
+	if sh.waiting.len() >= maxWaiting {
+		l.refuse(c, ConnLimit)
+		return
+	}
+	c.state = rawWaiting
+	c.wait = &place{shard: sh, ticket: sh.waiting.push(c), wire: r.Wire}
+	l.timers.set(&c.timer, c, l.after(l.settings().Wait))
+	sh.publish(l)
+	sh.seek(l)
+}
+
+// newPublic registers an accepted socket, or refuses it.
+func (l *loop) newPublic(a *acceptor, fd int) *rawConn {
+	c := &rawConn{socket: socket{fd: fd, canWrite: true}, state: rawWaiting, public: true, tunnel: a.tunnel, source: peerAddress(fd)}
+	a.tunnel.conns.Add(1)
+	total := l.engine.conns.Add(1)
+	if !c.register(l) {
+		l.refuse(c, NoDescriptors)
+		return nil
+	}
+	if most := l.settings().MaxConns; most > 0 && total > int64(most) {
+		l.refuse(c, ConnLimit)
+		return nil
+	}
+	return c
+}
+
+// claim takes the idle conn that was used last. No lock, no message.
+func (sh *shard) claim(l *loop) *proxyConn {
+	n := len(sh.idle) - 1
+	if n < 0 {
+		return nil
+	}
+	p := sh.idle[n]
+	sh.idle[n] = nil
+	sh.idle = sh.idle[:n]
+	p.idleAt = -1
+	sh.pool.cells[l.id].idle.Store(int32(n))
+	return p
+}
+
+// unidle takes one conn out of the idle ones, wherever it stands.
+func (sh *shard) unidle(l *loop, p *proxyConn) {
+	if p.idleAt < 0 {
+		return
+	}
+	last := len(sh.idle) - 1
+	moved := sh.idle[last]
+	sh.idle[p.idleAt], moved.idleAt = moved, p.idleAt
+	sh.idle[last] = nil
+	sh.idle = sh.idle[:last]
+	p.idleAt = -1
+	sh.publish(l)
+}
+
+// leave takes a PublicConn out of the queue.
+func (sh *shard) leave(l *loop, c *rawConn) {
+	sh.waiting.remove(c.wait.ticket)
+	c.wait = nil
+	sh.publish(l)
+}
+
+// seek finds conns for the PublicConns that wait: from the loop that has most
+// idle ones, else by telling the control plane.
+func (sh *shard) seek(l *loop) {
+	for sh.waiting.len() > sh.asked {
+		donor := sh.pool.richest(l.id)
+		if donor < 0 {
+			break
+		}
+		sh.asked++
+		l.engine.loops[donor].inbox.post(wanted{sh.pool.id, l.id})
+		if sh.asked >= int(sh.pool.cells[donor].idle.Load()) {
+			break
+		}
+	}
+	if sh.waiting.len() > sh.asked && !sh.told {
+		sh.told = true
+		l.work.short = append(l.work.short, sh)
+	}
+	sh.arm(l)
+}
+
+// wanted asks a loop for an idle conn; moved brings one, none does not.
+type wanted struct {
+	pool PoolID
+	loop int
+}
+
+type none struct{ pool PoolID }
+
+func (m wanted) apply(l *loop) {
+	asker := l.engine.loops[m.loop]
+	if sh := l.shards[m.pool]; sh != nil && sh.waiting.len() == 0 {
+		if p := sh.claim(l); p != nil {
+			l.detach(p)
+			asker.inbox.post(moved{conn: p, pool: m.pool, donated: true})
+			return
+		}
+	}
+	asker.inbox.post(none{m.pool})
+}
+
+func (m none) apply(l *loop) {
+	if sh := l.shards[m.pool]; sh != nil {
+		sh.asked = max(0, sh.asked-1)
+		sh.seek(l)
+	}
+}
+
+// release makes a conn available: to the PublicConn that waits longest, or as
+// an idle one.
+func (l *loop) release(p *proxyConn) {
+	sh := p.shard
+	if sh.closed || p.retire {
+		l.sayClose(p)
+		return
+	}
+	p.state = proxyIdle
+	p.missed = 0
+	if p.canRead {
+		l.queueConn(p) // something came that no event will tell again
+	}
+	if sh.pool.side == ClientSide {
+		sh.arm(l)
+		return
+	}
+	if c := sh.waiting.pop(); c != nil {
+		wire := c.wait.wire
+		c.wait = nil
+		sh.publish(l)
+		l.start(p, c, wire)
+		return
+	}
+	if sh.pool.maxIdle > 0 && sh.pool.idle() >= sh.pool.maxIdle {
+		l.sayClose(p)
+		return
+	}
+	p.idleAt = len(sh.idle)
+	sh.idle = append(sh.idle, p)
+	sh.publish(l)
+	sh.arm(l)
+}
+
+// start begins a stream on a claimed conn: START, and what the visitor has
+// sent already, leave in one send.
+func (l *loop) start(p *proxyConn, c *rawConn, wire uint32) {
+	l.timers.stop(&c.timer)
+	local, err := localAddress(c.fd)
+	if err != nil || !c.source.IsValid() {
+		l.refuse(c, VisitorLeft)
+		l.release(p)
+		return
+	}
+	s := &stream{front: c, proxy: p, tunnel: c.tunnel}
+	c.state = rawJoined
+	p.begin(s, p.seq+1)
+	l.beginStream(s)
+	n := frame.HeaderSize + frame.StartSize
+	frame.PutStart(l.mem.tx, p.seq, frame.Stream{Tunnel: wire, Source: c.source, Destination: local})
+	got, eof, failed := c.read(l.mem.tx[n+frame.HeaderSize : loopBuffer])
+	if got > 0 {
+		frame.Header{Type: frame.Data, Seq: p.seq, Length: uint32(got)}.Put(l.mem.tx[n:])
+		s.count(l, c.public, got)
+		n += frame.HeaderSize + got
+	}
+	if !l.writeProxy(p, l.mem.tx[:n]) {
+		return
+	}
+	switch {
+	case failed:
+		l.endStream(s, PeerReset)
+	case eof:
+		c.eof = true
+		l.sendEnd(s)
+	default:
+		l.queue(s)
+	}
+}
+
+// arm sets the shard's timer to what is due first.
+func (sh *shard) arm(l *loop) {
+	if sh.closed {
+		return
+	}
+	var when int64
+	if sh.pool.heartbeat > 0 && (len(sh.idle) > 0 || sh.pool.side == ClientSide && len(sh.members) > 0) {
+		if sh.timer.pos == 0 && sh.beats <= l.now {
+			sh.beats = l.after(sh.pool.heartbeat)
+		}
+		when = sh.beats
+	}
+	if sh.waiting.len() > 0 {
+		if again := l.after(seekEvery); when == 0 || again < when {
+			when = again
+		}
+	}
+	if when > 0 && sh.timer.pos == 0 || when > 0 && when < sh.timer.when {
+		l.timers.set(&sh.timer, sh, when)
+	}
+}
+
+func (sh *shard) expired(l *loop) {
+	if sh.beats > 0 && sh.beats <= l.now {
+		sh.beats = l.after(sh.pool.heartbeat)
+		sh.beat(l)
+	}
+	if sh.waiting.len() > 0 {
+		sh.seek(l)
+	}
+	sh.arm(l)
+}
+
+// beat counts a heartbeat: the server pings its idle conns, the client looks
+// for pings that did not come.
+func (sh *shard) beat(l *loop) {
+	if sh.pool.side == ClientSide {
+		for p := range sh.members {
+			if p.state == proxyIdle {
+				if p.missed++; p.missed > missedLimit+1 {
+					l.closeProxy(p, Missed)
+				}
+			}
+		}
+		return
+	}
+	var ping [frame.HeaderSize]byte
+	for i := len(sh.idle) - 1; i >= 0; i-- {
+		p := sh.idle[i]
+		if p.missed++; p.missed > missedLimit {
+			l.closeProxy(p, Missed)
+			continue
+		}
+		frame.Header{Type: frame.Ping, Seq: p.seq}.Put(ping[:])
+		l.writeProxy(p, ping[:])
+	}
+}
+
+// accepted of a plain forwarder dials the target at once.
+func (r ToTarget) accepted(l *loop, a *acceptor, fd int) {
+	c := l.newPublic(a, fd)
+	if c == nil {
+		return
+	}
+	c.state = rawJoined
+	s := &stream{front: c, tunnel: a.tunnel}
+	s.back = &rawConn{socket: socket{fd: -1}, state: rawConnecting, tunnel: a.tunnel, stream: s, source: c.source}
+	l.beginStream(s)
+	local := netip.AddrPort{}
+	if r.Target.ProxyProtocol != NoProxyHeader {
+		local, _ = localAddress(fd)
+	}
+	l.dialTarget(s.back, r.Target, local)
+}
