@@ -22,6 +22,7 @@ const (
 	CodeBadRequest      = Code_CODE_BAD_REQUEST
 	CodeProtocol        = Code_CODE_PROTOCOL
 	CodeDone            = Code_CODE_DONE
+	CodeNotResumable    = Code_CODE_NOT_RESUMABLE
 )
 
 // The values of [Mode].
@@ -76,6 +77,8 @@ func (c Code) info() codeInfo {
 		return codeInfo{true, "duplicate tunnel", "give each tunnel its own name"}
 	case CodeBadRequest:
 		return codeInfo{true, "bad request", "check the configuration; if it is right, report a bug"}
+	case CodeNotResumable:
+		return codeInfo{false, "session unknown", "the client logs in with its credential"}
 	case CodeProtocol:
 		return codeInfo{false, "protocol violation", "check that both ends are CProxy; if they are, report a bug"}
 	case CodeDone:

@@ -63,6 +63,9 @@ const (
 	Code_CODE_PROTOCOL Code = 18
 	// The client leaves because its work is done.
 	Code_CODE_DONE Code = 19
+	// The server does not know the session that the proof is for: log in with
+	// the credential.
+	Code_CODE_NOT_RESUMABLE Code = 20
 )
 
 // Enum value maps for Code.
@@ -88,6 +91,7 @@ var (
 		17: "CODE_BAD_REQUEST",
 		18: "CODE_PROTOCOL",
 		19: "CODE_DONE",
+		20: "CODE_NOT_RESUMABLE",
 	}
 	Code_value = map[string]int32{
 		"CODE_UNSPECIFIED":       0,
@@ -110,6 +114,7 @@ var (
 		"CODE_BAD_REQUEST":       17,
 		"CODE_PROTOCOL":          18,
 		"CODE_DONE":              19,
+		"CODE_NOT_RESUMABLE":     20,
 	}
 )
 
@@ -1419,7 +1424,7 @@ const file_core_wire_wire_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x121\n" +
 	"\arefusal\x18\x02 \x01(\v2\x17.cproxy.wire.v1.RefusalR\arefusal\"\x1d\n" +
 	"\rNeedProxyConn\x12\f\n" +
-	"\x01n\x18\x01 \x01(\rR\x01n*\xb2\x03\n" +
+	"\x01n\x18\x01 \x01(\rR\x01n*\xca\x03\n" +
 	"\x04Code\x12\x14\n" +
 	"\x10CODE_UNSPECIFIED\x10\x00\x12\x10\n" +
 	"\fCODE_VERSION\x10\x01\x12\x17\n" +
@@ -1441,7 +1446,8 @@ const file_core_wire_wire_proto_rawDesc = "" +
 	"\x15CODE_DUPLICATE_TUNNEL\x10\x10\x12\x14\n" +
 	"\x10CODE_BAD_REQUEST\x10\x11\x12\x11\n" +
 	"\rCODE_PROTOCOL\x10\x12\x12\r\n" +
-	"\tCODE_DONE\x10\x13*:\n" +
+	"\tCODE_DONE\x10\x13\x12\x16\n" +
+	"\x12CODE_NOT_RESUMABLE\x10\x14*:\n" +
 	"\x04Mode\x12\x14\n" +
 	"\x10MODE_UNSPECIFIED\x10\x00\x12\x0e\n" +
 	"\n" +
