@@ -1,0 +1,240 @@
+package server
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/cproxy/cproxy/core/identity"
+	"github.com/cproxy/cproxy/core/logging"
+	"github.com/cproxy/cproxy/core/wire"
+)
+
+const (
+	// maxUnadmitted bounds the connections that have not said Hello.
+	maxUnadmitted = 4096
+	// handshakeSlots bounds the TLS handshakes at one time. A slot is taken
+	// when the whole ClientHello is there, so silent peers hold none.
+	handshakeSlots = 16
+	// acceptPause is how long accepting rests after it failed, for want of
+	// descriptors mostly.
+	acceptPause = 100 * time.Millisecond
+)
+
+// defaultHandshakeTimeout is from accept to Hello.
+const defaultHandshakeTimeout = 5 * time.Second
+
+// door accepts control connections and brings each as far as its Hello.
+type door struct {
+	tls           *tls.Config
+	authenticator Authenticator
+	timeout       time.Duration
+	hub           *hub
+	log           *slog.Logger
+	refusals      *logging.RateLimited
+	failures      *failures
+	slots         chan struct{}
+	unadmitted    chan struct{}
+	tasks         *sync.WaitGroup
+}
+
+// serve accepts until the listener is closed.
+func (d *door) serve(ctx context.Context, ln net.Listener) {
+	for {
+		conn, err := ln.Accept()
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err != nil {
+			d.refusals.Log(slog.LevelError, "accept", "accepting control connections failed; raise the limit on open files if this goes on", "error", err)
+			select {
+			case <-time.After(acceptPause):
+			case <-ctx.Done():
+				return
+			}
+			continue
+		}
+		select {
+		case d.unadmitted <- struct{}{}:
+			d.tasks.Go(func() { d.admit(ctx, conn) })
+		default:
+			_ = conn.Close()
+			d.refusals.Log(slog.LevelWarn, "unadmitted", "control connection refused: too many others have not identified themselves", "source", conn.RemoteAddr().String())
+		}
+	}
+}
+
+// admit runs on the goroutine of a connection: handshake, Hello, and then the
+// reading of all that follows.
+func (d *door) admit(ctx context.Context, conn net.Conn) {
+	defer conn.Close() //nolint:errcheck // nothing is left to lose
+	stop := context.AfterFunc(ctx, func() { _ = conn.SetReadDeadline(time.Now()) })
+	defer stop()
+	peer := peerOf(conn)
+	g, err := d.greet(ctx, conn, peer)
+	<-d.unadmitted
+	if err != nil {
+		d.refusals.Log(slog.LevelInfo, "greet "+peer.Addr().String(), "control connection refused", "source", peer.String(), "reason", err.Error())
+		return
+	}
+	if refusal := d.identify(ctx, g); refusal != nil {
+		d.log.Warn("client refused", "client", g.hello.GetName(), "source", peer.String(), "reason", refusal.GetReason())
+		g.link.finish(wire.NewGoodbye(refusal, 0).ServerMessage())
+		drain(g.link.conn)
+		return
+	}
+	control, patience := d.hub.attach(ctx, g)
+	if control == 0 {
+		drain(g.link.conn)
+		return
+	}
+	d.read(ctx, g, control, patience)
+}
+
+// arrival is a client that said Hello.
+type arrival struct {
+	link        *link
+	reader      *wire.Reader
+	hello       *wire.Hello
+	exporter    []byte    // of its TLS connection
+	identity    *Identity // nil: it wants to resume
+	revocations uint64    // how many there had been when it was identified
+}
+
+// greet brings a connection to its Hello.
+func (d *door) greet(ctx context.Context, conn net.Conn, peer netip.AddrPort) (*arrival, error) {
+	if err := conn.SetDeadline(time.Now().Add(d.timeout)); err != nil {
+		return nil, fmt.Errorf("set deadline: %w", err)
+	}
+	replay, err := identity.AwaitClientHello(conn)
+	if err != nil {
+		return nil, fmt.Errorf("await handshake: %w", err)
+	}
+	secured := tls.Server(replay, d.tls)
+	select {
+	case d.slots <- struct{}{}:
+		err = secured.HandshakeContext(ctx)
+		<-d.slots
+	case <-ctx.Done():
+		err = ctx.Err()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("handshake: %w", err)
+	}
+	g := &arrival{link: newLink(secured, peer, d.tasks), reader: wire.NewReader(secured)}
+	m, err := g.reader.ReadClientMessage()
+	if err != nil {
+		return nil, fmt.Errorf("read hello: %w", err)
+	}
+	g.hello = m.GetHello()
+	if refusal := helloRefusal(m, g.hello); refusal != nil {
+		g.link.finish(wire.NewGoodbye(refusal, 0).ServerMessage())
+		drain(secured)
+		return nil, refusal.Err()
+	}
+	state := secured.ConnectionState()
+	g.exporter, err = state.ExportKeyingMaterial(wire.ResumeExporterLabel, nil, wire.ResumeExporterSize)
+	if err != nil {
+		return nil, fmt.Errorf("export keying material: %w", err)
+	}
+	return g, nil
+}
+
+// helloRefusal checks the first message of a client.
+func helloRefusal(m *wire.ClientMessage, hello *wire.Hello) *wire.Refusal {
+	if hello == nil {
+		return wire.NewRefusal(wire.CodeProtocol, "the first message is not Hello")
+	}
+	if _, refusal := wire.Negotiate(hello.GetVersion()); refusal != nil {
+		return refusal
+	}
+	if err := m.Validate(); err != nil {
+		return wire.NewRefusal(wire.CodeBadRequest, err.Error())
+	}
+	return nil
+}
+
+// identify asks who the client is. One that wants to resume proves it to the
+// hub instead.
+func (d *door) identify(ctx context.Context, g *arrival) *wire.Refusal {
+	c := g.hello.GetCredential()
+	if c == nil {
+		return nil
+	}
+	peer := g.link.peer
+	if !d.failures.allow(peer.Addr(), time.Now()) {
+		return wire.NewRefusal(wire.CodeRate, "too many failed logins from this address: wait a minute")
+	}
+	g.revocations = d.hub.revocations.Load()
+	ctx, cancel := context.WithTimeout(ctx, d.timeout)
+	defer cancel()
+	id, err := d.authenticator.Authenticate(ctx, Login{
+		Token: c.GetName(), Secret: identity.TokenSecret(c.GetSecret()), Client: g.hello.GetName(),
+		Hostname: g.hello.GetHostname(), Version: g.hello.GetClientVersion(), Peer: peer,
+	})
+	clear(c.GetSecret())
+	switch {
+	case err == nil:
+		g.identity = &id
+		return nil
+	case errors.Is(err, identity.ErrBadCredential):
+		d.failures.note(peer.Addr(), time.Now())
+		return wire.NewRefusal(wire.CodeBadCredential, "")
+	default:
+		d.log.Error("authenticating a client failed", "client", g.hello.GetName(), "source", peer.String(), "error", err)
+		return wire.NewRefusal(wire.CodeUnavailable, "")
+	}
+}
+
+// read passes on what an admitted client sends until its connection ends. A
+// client that is silent for longer than patience is gone.
+func (d *door) read(ctx context.Context, g *arrival, control uint64, patience time.Duration) {
+	k := g.link
+	for {
+		_ = k.conn.SetReadDeadline(time.Now().Add(patience))
+		if ctx.Err() != nil {
+			return // the hub says Goodbye to all
+		}
+		m, err := g.reader.ReadClientMessage()
+		if err == nil {
+			if err = m.Validate(); err != nil {
+				k.finish(wire.NewGoodbye(wire.NewRefusal(wire.CodeProtocol, err.Error()), 0).ServerMessage())
+				drain(k.conn)
+			}
+		}
+		if err != nil {
+			d.hub.tell(ctx, lost{control, k, err})
+			return
+		}
+		if !d.hub.tell(ctx, received{control, k, m}) {
+			return
+		}
+	}
+}
+
+// drain gives a refused client the time to read why, since closing with
+// unread bytes would reset the connection.
+func drain(conn net.Conn) {
+	_ = conn.SetReadDeadline(time.Now().Add(time.Second))
+	var b [512]byte
+	for range 16 {
+		if _, err := conn.Read(b[:]); err != nil {
+			return
+		}
+	}
+}
+
+func peerOf(conn net.Conn) netip.AddrPort {
+	a, ok := conn.RemoteAddr().(*net.TCPAddr)
+	if !ok {
+		return netip.AddrPort{}
+	}
+	p := a.AddrPort()
+	return netip.AddrPortFrom(p.Addr().Unmap(), p.Port())
+}

@@ -1,0 +1,131 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/cproxy/cproxy/core/logging"
+	"github.com/cproxy/cproxy/core/relay"
+)
+
+// Server is a cproxy-server: the control port, the proxy port and the public
+// ports of its clients' tunnels.
+type Server struct {
+	options Options
+	hub     *hub
+	engine  *relay.Engine
+}
+
+// New checks the options; it opens and starts nothing.
+func New(o Options) (*Server, error) {
+	if err := o.check(); err != nil {
+		return nil, fmt.Errorf("check server options: %w", err)
+	}
+	if o.Policy.HandshakeTimeout == 0 {
+		o.Policy.HandshakeTimeout = defaultHandshakeTimeout
+	}
+	s := &Server{options: o, engine: relay.New(relay.Options{Loops: o.Loops, Settings: o.Policy.Relay})}
+	s.hub = newHub(&s.options, s.engine)
+	return s, nil
+}
+
+// Run serves until ctx is done. Clients are told to come back later, streams
+// end with RST, and all that was started has ended when it returns. It returns
+// nil after ctx, and an error when a port cannot be opened.
+func (s *Server) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	proxy, err := proxyListen(s.options.ProxyListen)
+	if err != nil {
+		return err
+	}
+	ctl, err := (&net.ListenConfig{}).Listen(ctx, "tcp", s.options.CtlListen)
+	if err != nil {
+		return fmt.Errorf("open the control port: %w", err)
+	}
+
+	// The engine outlives the hub, which ends first and then tells nobody.
+	engineCtx, stopEngine := context.WithCancel(context.WithoutCancel(ctx))
+	var engine, tasks sync.WaitGroup
+	var engineErr error
+	engine.Go(func() { engineErr = s.engine.Run(engineCtx) })
+	s.engine.Submit(proxy)
+
+	s.hub.start.serving = func(at netip.AddrPort) {
+		tasks.Go(func() { s.door(&tasks).serve(ctx, ctl) })
+		if s.options.Ready != nil {
+			s.options.Ready(localOf(ctl), at)
+		}
+	}
+	err = s.hub.run(ctx)
+	cancel()
+	_ = ctl.Close()
+	tasks.Wait()
+	stopEngine()
+	engine.Wait()
+	if errors.Is(err, errEngineEnded) && engineErr != nil {
+		err = engineErr
+	}
+	return err
+}
+
+// Reconfigure replaces the policy of a running server; it waits until the hub
+// has taken it or ctx ends.
+func (s *Server) Reconfigure(ctx context.Context, p Policy) error {
+	if err := p.check(); err != nil {
+		return fmt.Errorf("check policy: %w", err)
+	}
+	select {
+	case s.hub.policies <- p:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (s *Server) door(tasks *sync.WaitGroup) *door {
+	return &door{
+		tls: s.options.TLS, authenticator: s.options.Authenticator, timeout: s.options.Policy.HandshakeTimeout,
+		hub: s.hub, log: s.options.Log, failures: newFailures(), tasks: tasks,
+		refusals:   logging.NewRateLimited(s.options.Log, 10*time.Second, 256),
+		slots:      make(chan struct{}, handshakeSlots),
+		unadmitted: make(chan struct{}, maxUnadmitted),
+	}
+}
+
+// proxyListening is the engine's answer about the proxy port.
+func (h *hub) proxyListening(ev relay.Listening) {
+	if ev.Err != nil {
+		h.start.failed = fmt.Errorf("open the proxy port: %w", ev.Err)
+		return
+	}
+	at := ev.Addresses[0]
+	h.site.proxyAddress = fmt.Sprintf(":%d", at.Port())
+	h.start.serving(at)
+}
+
+// proxyListen resolves the address of the proxy port.
+func proxyListen(address string) (relay.Listen, error) {
+	a, err := net.ResolveTCPAddr("tcp", address)
+	if err != nil {
+		return relay.Listen{}, fmt.Errorf("resolve the address of the proxy port: %w", err)
+	}
+	ip := netip.IPv6Unspecified()
+	if a.IP != nil {
+		ip = a.AddrPort().Addr().Unmap()
+	}
+	return relay.Listen{Tunnel: proxyDoor, Binds: []netip.Addr{ip}, Ports: []uint16{uint16(a.Port)}, Route: relay.ToPreface{}}, nil
+}
+
+func localOf(ln net.Listener) netip.AddrPort {
+	a, ok := ln.Addr().(*net.TCPAddr)
+	if !ok {
+		return netip.AddrPort{}
+	}
+	return a.AddrPort()
+}

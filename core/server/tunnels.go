@@ -1,0 +1,145 @@
+package server
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/cproxy/cproxy/core/relay"
+	"github.com/cproxy/cproxy/core/wire"
+)
+
+// received is a message of an admitted client.
+type received struct {
+	control uint64
+	link    *link
+	message *wire.ClientMessage
+}
+
+func (m received) handle(h *hub) {
+	c := h.maps.byID[m.control]
+	if c == nil || c.link != m.link {
+		return
+	}
+	switch k := m.message.GetKind().(type) {
+	case *wire.ClientMessage_RegisterTunnel:
+		h.register(c, k.RegisterTunnel.GetSpec())
+	case *wire.ClientMessage_CloseTunnel:
+		if t := c.tunnels[k.CloseTunnel.GetName()]; t != nil {
+			h.log.Info("tunnel closed by its client", "tunnel", t.name(), "client", c.key.name, "control", c.id)
+			delete(c.tunnels, t.name())
+			h.unlisten(t)
+		}
+	case *wire.ClientMessage_Pong:
+	case *wire.ClientMessage_Goodbye:
+		h.log.Info("client left", "client", c.key.name, "control", c.id)
+		h.end(c, false)
+	default:
+		c.bye(wire.NewRefusal(wire.CodeProtocol, "Hello was sent twice"), 0)
+		h.end(c, false)
+	}
+}
+
+// register opens a tunnel, or confirms one that is open already.
+func (h *hub) register(c *Control, spec *wire.TunnelSpec) {
+	old := c.tunnels[spec.GetName()]
+	refusal := h.mayRegister(c, spec, old)
+	var listen relay.Listen
+	if refusal == nil {
+		listen, refusal = h.place(c, spec)
+	}
+	if refusal != nil {
+		h.log.Warn("tunnel refused", "tunnel", spec.GetName(), "client", c.key.name, "control", c.id, "reason", refusal.GetReason())
+		c.send((&wire.TunnelRejected{Name: spec.GetName(), Refusal: refusal}).ServerMessage())
+		return
+	}
+	if old != nil && same(old.spec, spec) {
+		if len(old.addresses) > 0 {
+			c.send(old.registered().ServerMessage())
+		} // else the answer is under way
+		return
+	}
+	t := &Tunnel{id: relay.TunnelID(h.number()), control: c, spec: spec}
+	c.tunnels[t.name()] = t
+	h.maps.tunnels[t.id] = t
+	listen.Tunnel, listen.Route = t.id, c.route(t, h.policy.MaxConns)
+	t.listen = listen // kept for the day it opens
+	if old != nil {
+		// The port may be the same one, so the old listener has to go first.
+		h.maps.successor[old.id] = t
+		h.unlisten(old)
+		return
+	}
+	h.engine.Submit(listen)
+}
+
+// mayRegister checks what does not depend on ports.
+func (h *hub) mayRegister(c *Control, spec *wire.TunnelSpec, old *Tunnel) *wire.Refusal {
+	if spec.GetType() != "tcp" {
+		return wire.NewRefusal(wire.CodeBadRequest, fmt.Sprintf("tunnel type %q is not known to this server: use tcp, or upgrade the server", spec.GetType()))
+	}
+	if old != nil {
+		return nil
+	}
+	most := h.policy.MaxTunnels
+	if granted := c.identity.Grants.MaxTunnels; granted > 0 && (most == 0 || granted < most) {
+		most = granted
+	}
+	if most > 0 && len(c.tunnels) >= most {
+		return wire.NewRefusal(wire.CodeTunnelLimit, fmt.Sprintf("this client has %d tunnels, as many as it may: remove one, or ask for a higher limit", most))
+	}
+	return nil
+}
+
+// place decides where a tunnel may listen.
+func (h *hub) place(c *Control, spec *wire.TunnelSpec) (relay.Listen, *wire.Refusal) {
+	p := placement{
+		policy: h.policy, grants: c.identity.Grants, ephemeral: h.site.ephemeral,
+		owner: strings.Join([]string{c.key.subject, c.key.name, spec.GetName()}, "\x00"),
+	}
+	binds, refusal := p.binds(spec)
+	if refusal != nil {
+		return relay.Listen{}, refusal
+	}
+	ports, refusal := p.ports(spec)
+	return relay.Listen{Binds: binds, Ports: ports}, refusal
+}
+
+// tunnelListening is the engine's answer to a Listen.
+func (h *hub) tunnelListening(ev relay.Listening) {
+	t := h.maps.tunnels[ev.Tunnel]
+	if t == nil {
+		return // closed meanwhile; its Unlisten is on the way
+	}
+	c := t.control
+	if ev.Err != nil {
+		delete(h.maps.tunnels, t.id)
+		if c.tunnels[t.name()] == t {
+			delete(c.tunnels, t.name())
+		}
+		refusal := listenRefusal(ev.Err, t.asked())
+		h.log.Warn("tunnel refused", "tunnel", t.name(), "client", c.key.name, "control", c.id, "error", ev.Err)
+		c.send((&wire.TunnelRejected{Name: t.name(), Refusal: refusal}).ServerMessage())
+		return
+	}
+	t.addresses = ev.Addresses
+	m := t.registered()
+	h.log.Info("tunnel open", "tunnel", t.name(), "client", c.key.name, "control", c.id, "address", strings.Join(m.GetPublicAddresses(), " "))
+	c.send(m.ServerMessage())
+}
+
+// unlisten closes the listeners of a tunnel; its streams go on.
+func (h *hub) unlisten(t *Tunnel) {
+	delete(h.maps.tunnels, t.id)
+	h.engine.Submit(relay.Unlisten{Tunnel: t.id})
+}
+
+// tunnelClosed opens the tunnel that takes the place of a closed one.
+func (h *hub) tunnelClosed(id relay.TunnelID) {
+	t := h.maps.successor[id]
+	delete(h.maps.successor, id)
+	if t != nil && h.maps.tunnels[t.id] == t {
+		h.engine.Submit(t.listen)
+	} else if t != nil {
+		h.tunnelClosed(t.id) // it was closed before it opened
+	}
+}
