@@ -243,7 +243,10 @@ func TestRunFollowsTheFile(t *testing.T) {
 	p.wantRevoked(t, "db")
 	must(t, os.WriteFile(p.path, data, 0o600)) // it is written in place
 	p.awaitLog(t, "tokens=1")
-	must(t, os.WriteFile(p.path, append(data, "# touched\n"...), 0o600))
+	file, err := os.OpenFile(p.path, os.O_WRONLY|os.O_APPEND, 0)
+	must(t, err)
+	_, err = file.WriteString("# touched\n")
+	must(t, errors.Join(err, file.Close()))
 	p.awaitLog(t, "tokens=1")
 	p.wantNoneRevoked(t)
 }
@@ -254,7 +257,7 @@ func TestRunLogsABrokenFileOncePerChange(t *testing.T) {
 	must(t, p.Load())
 	p.start(t)
 	for i, broken := range []string{"[[token]]\n", "nonsense\n"} {
-		must(t, os.WriteFile(p.path, []byte(broken), 0o600))
+		must(t, identity.WritePrivate(p.path, []byte(broken)))
 		line := p.awaitLog(t, "ERROR")
 		if !strings.Contains(line, p.path+":1") || !strings.Contains(line, "stay as they were") {
 			t.Errorf("change %d: logged %q", i, line)
@@ -268,7 +271,7 @@ func TestRunLogsABrokenFileOncePerChange(t *testing.T) {
 	p.wantNoneRevoked(t)
 
 	// Whatever was logged in between, no error was logged twice.
-	must(t, os.WriteFile(p.path, []byte("# none\n"), 0o600))
+	must(t, identity.WritePrivate(p.path, []byte("# none\n")))
 	p.wantRevoked(t, "web")
 	p.awaitLog(t, "no tokens")
 	select {

@@ -43,6 +43,9 @@ func (b *inbox) setWake(wake func()) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.wake = wake
+	if wake != nil && len(b.list) > 0 {
+		wake() // for what was posted before
+	}
 }
 
 // maxEvents bounds what waits for a reader of Events; beyond it the reports
