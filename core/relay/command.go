@@ -7,14 +7,15 @@ import (
 	"github.com/cproxy/cproxy/core/frame"
 )
 
-// PoolID names the ProxyConns of one Control, TunnelID a tunnel, ConnID a conn
-// whose preface is being verified. The caller chooses the first two, unique
+// PoolID names the ProxyConns of one Control. The caller chooses it, unique
 // within an engine.
-type (
-	PoolID   uint64
-	TunnelID uint64
-	ConnID   uint64
-)
+type PoolID uint64
+
+// TunnelID names a tunnel. The caller chooses it, unique within an engine.
+type TunnelID uint64
+
+// ConnID names a conn whose preface is being verified.
+type ConnID uint64
 
 // Command is what an Engine can be told. The types below are all there are.
 // Commands of one goroutine take effect in their order.
@@ -91,9 +92,11 @@ const (
 	ClientSide
 )
 
-// OpenPool makes a pool known to every loop. MaxIdle bounds the idle conns
-// that the server keeps. Heartbeat is how often the server pings idle conns;
-// a conn that missed two is closed (three on the client).
+// OpenPool makes a pool known to every loop. MaxIdle bounds its idle conns
+// (negative: no bound): the server closes what is beyond it, the client asks
+// for that; with 0 no conn carries a second stream. Heartbeat is how often the
+// server pings idle conns; one that missed two is closed (three on the
+// client). Opening an open pool again changes MaxIdle only.
 type OpenPool struct {
 	Pool      PoolID
 	Side      Side

@@ -3,7 +3,6 @@ package relay
 import (
 	"context"
 	"fmt"
-	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -92,9 +91,9 @@ func (e *Engine) Run(ctx context.Context) error {
 }
 
 // broadcast posts a message of its own to every loop.
-func (e *Engine) broadcast(make func() message) {
+func (e *Engine) broadcast(each func() message) {
 	for _, l := range e.loops {
-		l.inbox.post(make())
+		l.inbox.post(each())
 	}
 }
 
@@ -108,7 +107,7 @@ func (e *Engine) pick() *loop {
 type pool struct {
 	id        PoolID
 	side      Side
-	maxIdle   int
+	maxIdle   atomic.Int32 // negative: no limit
 	heartbeat time.Duration
 	cells     []poolCell
 }
@@ -127,6 +126,12 @@ func (p *pool) idle() int {
 		n += int(p.cells[i].idle.Load())
 	}
 	return n
+}
+
+// full tells whether one more idle conn would be too many.
+func (p *pool) full() bool {
+	most := int(p.maxIdle.Load())
+	return most >= 0 && p.idle() >= most
 }
 
 // neediest is the loop that a new conn helps most: the longest wait, else the
@@ -218,10 +223,18 @@ func (e *Engine) dropTunnel(id TunnelID) {
 }
 
 func (c OpenPool) submit(e *Engine) {
-	p := &pool{id: c.Pool, side: c.Side, maxIdle: c.MaxIdle, heartbeat: c.Heartbeat, cells: make([]poolCell, len(e.loops))}
 	e.mu.Lock()
-	e.pools[c.Pool] = p
+	p := e.pools[c.Pool]
+	known := p != nil
+	if !known {
+		p = &pool{id: c.Pool, side: c.Side, heartbeat: c.Heartbeat, cells: make([]poolCell, len(e.loops))}
+		e.pools[c.Pool] = p
+	}
 	e.mu.Unlock()
+	p.maxIdle.Store(int32(c.MaxIdle))
+	if known {
+		return
+	}
 	e.broadcast(func() message { return openShard{p} })
 }
 
@@ -297,9 +310,4 @@ func (e *Engine) loopOf(id ConnID) *loop {
 		return e.loops[i]
 	}
 	return nil
-}
-
-// unmapped gives IPv4 for an IPv4-mapped address.
-func unmapped(a netip.AddrPort) netip.AddrPort {
-	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
 }

@@ -16,6 +16,7 @@ const maxHeldDialing = 16 << 10
 // begin gives the conn to a stream.
 func (p *proxyConn) begin(s *stream, seq uint16) {
 	p.state = proxyStream
+	p.carried = true
 	p.stream = s
 	p.seq = seq
 	p.txEnd, p.rxEnd = false, false
@@ -332,6 +333,7 @@ func (l *loop) receiveStart(p *proxyConn, seq uint16, payload []byte) bool {
 	if err != nil || p.state != proxyIdle {
 		return false
 	}
+	p.shard.unidle(l, p)
 	t, ok := p.shard.targets[st.Tunnel]
 	if !ok {
 		p.begin(nil, seq)

@@ -116,8 +116,11 @@ func startLink(t testing.TB, o linkOptions) *link {
 		o.settings = DefaultSettings()
 	}
 	k := &link{server: startEngine(t, o.loops, o.settings), client: startEngine(t, o.loops, o.settings), key: bytes.Repeat([]byte{9}, 32)}
+	if o.maxIdle == 0 {
+		o.maxIdle = -1
+	}
 	k.server.Submit(OpenPool{Pool: linkPool, Side: ServerSide, MaxIdle: o.maxIdle, Heartbeat: o.heartbeat})
-	k.client.Submit(OpenPool{Pool: linkPool, Side: ClientSide, Heartbeat: o.heartbeat})
+	k.client.Submit(OpenPool{Pool: linkPool, Side: ClientSide, MaxIdle: -1, Heartbeat: o.heartbeat})
 	k.client.Submit(SetTarget{Pool: linkPool, Wire: 5, Tunnel: linkTunnel, Target: o.target})
 	k.proxy = k.server.listen(proxyPort, ToPreface{})
 	k.public = k.server.listen(linkTunnel, ToPool{Pool: linkPool, Wire: 5})

@@ -40,6 +40,7 @@ type proxyConn struct {
 	rxEnd   bool   // and received
 	retire  bool   // to be closed after its stream
 	missed  uint8  // heartbeats
+	carried bool   // a stream
 	queued  bool
 	idleAt  int // position among the idle conns of its shard, or -1
 	shard   *shard
@@ -328,6 +329,18 @@ func (l *loop) sayClose(p *proxyConn) {
 		_, _ = p.write(b[:])
 	}
 	l.closeProxy(p, Closed)
+}
+
+// sayRetire asks the server, once, to close a conn that this side does not
+// want to keep. It tells whether the conn still lives.
+func (l *loop) sayRetire(p *proxyConn) bool {
+	if p.retire {
+		return true
+	}
+	p.retire = true
+	var b [frame.HeaderSize]byte
+	frame.Header{Type: frame.Retire}.Put(b[:])
+	return l.writeProxy(p, b[:])
 }
 
 // closeProxy closes a conn for good; a stream that it carries ends with it.

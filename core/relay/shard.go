@@ -2,6 +2,7 @@ package relay
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/cproxy/cproxy/core/frame"
@@ -239,7 +240,7 @@ func (m none) apply(l *loop) {
 // an idle one.
 func (l *loop) release(p *proxyConn) {
 	sh := p.shard
-	if sh.closed || p.retire {
+	if sh.closed || p.retire && sh.pool.side == ServerSide {
 		l.sayClose(p)
 		return
 	}
@@ -248,10 +249,6 @@ func (l *loop) release(p *proxyConn) {
 	if p.canRead {
 		l.queueConn(p) // something came that no event will tell again
 	}
-	if sh.pool.side == ClientSide {
-		sh.arm(l)
-		return
-	}
 	if c := sh.waiting.pop(); c != nil {
 		wire := c.wait.wire
 		c.wait = nil
@@ -259,8 +256,10 @@ func (l *loop) release(p *proxyConn) {
 		l.start(p, c, wire)
 		return
 	}
-	if sh.pool.maxIdle > 0 && sh.pool.idle() >= sh.pool.maxIdle {
+	if full := sh.pool.full(); full && sh.pool.side == ServerSide {
 		l.sayClose(p)
+		return
+	} else if full && p.carried && !l.sayRetire(p) {
 		return
 	}
 	p.idleAt = len(sh.idle)
@@ -311,7 +310,7 @@ func (sh *shard) arm(l *loop) {
 		return
 	}
 	var when int64
-	if sh.pool.heartbeat > 0 && (len(sh.idle) > 0 || sh.pool.side == ClientSide && len(sh.members) > 0) {
+	if sh.pool.heartbeat > 0 && len(sh.idle) > 0 {
 		if sh.timer.pos == 0 && sh.beats <= l.now {
 			sh.beats = l.after(sh.pool.heartbeat)
 		}
@@ -341,25 +340,20 @@ func (sh *shard) expired(l *loop) {
 // beat counts a heartbeat: the server pings its idle conns, the client looks
 // for pings that did not come.
 func (sh *shard) beat(l *loop) {
+	limit := uint8(missedLimit)
 	if sh.pool.side == ClientSide {
-		for p := range sh.members {
-			if p.state == proxyIdle {
-				if p.missed++; p.missed > missedLimit+1 {
-					l.closeProxy(p, Missed)
-				}
-			}
-		}
-		return
+		limit++
 	}
 	var ping [frame.HeaderSize]byte
-	for i := len(sh.idle) - 1; i >= 0; i-- {
-		p := sh.idle[i]
-		if p.missed++; p.missed > missedLimit {
+	for _, p := range slices.Backward(sh.idle) { // closing one moves the last into its place
+		if p.missed++; p.missed > limit {
 			l.closeProxy(p, Missed)
 			continue
 		}
-		frame.Header{Type: frame.Ping, Seq: p.seq}.Put(ping[:])
-		l.writeProxy(p, ping[:])
+		if sh.pool.side == ServerSide {
+			frame.Header{Type: frame.Ping, Seq: p.seq}.Put(ping[:])
+			l.writeProxy(p, ping[:])
+		}
 	}
 }
 

@@ -114,7 +114,7 @@ func (h *hub) newControl(key controlKey, inst instance, a *arrival) *Control {
 	h.maps.byID[c.id] = c
 	h.maps.instances[inst] = c
 	h.maps.pools[c.pool] = c
-	h.engine.Submit(relay.OpenPool{Pool: c.pool, Side: relay.ServerSide, MaxIdle: h.policy.PoolMax, Heartbeat: c.heartbeat})
+	h.openPool(c)
 	return c
 }
 

@@ -247,10 +247,18 @@ func (h *hub) needed(ev relay.Needed) {
 func (h *hub) apply(p Policy) {
 	h.policy = p
 	h.engine.Submit(relay.Configure{Settings: p.Relay})
+	for _, c := range h.maps.controls {
+		h.openPool(c)
+	}
 	for _, t := range h.maps.tunnels {
 		h.reroute(t)
 	}
 	h.log.Info("configuration applied")
+}
+
+// openPool makes the engine know a Control's pool, or the new bound of it.
+func (h *hub) openPool(c *Control) {
+	h.engine.Submit(relay.OpenPool{Pool: c.pool, Side: relay.ServerSide, MaxIdle: h.policy.PoolMax, Heartbeat: c.heartbeat})
 }
 
 // reroute makes the engine carry a tunnel's PublicConns by the policy and the
