@@ -125,7 +125,10 @@ func (h *hub) session(id uint64, inst instance, epoch uint64) session {
 // takeOver moves name, ports and tunnels to a new instance of a client. The
 // old pool closes; its streams are left to end by themselves.
 func (h *hub) takeOver(c, old *Control) {
-	h.log.Warn("a new instance takes over; if both are meant to run, give each its own name", "client", c.key.name, "control", c.id, "former", old.id)
+	if old.link != nil {
+		h.log.Warn("a new instance takes over from one that is connected; if both are meant to run, give each its own name",
+			"client", c.key.name, "control", c.id, "former", old.id)
+	}
 	c.tunnels, old.tunnels = old.tunnels, nil
 	for _, t := range c.tunnels {
 		t.control = c
@@ -140,7 +143,7 @@ func (h *hub) takeOver(c, old *Control) {
 func (h *hub) welcome(c *Control, a *arrival, resumed bool) {
 	c.link = a.link
 	c.nextPing = time.Now().Add(c.heartbeat)
-	h.sweep.Reset(min(sweepEvery, c.heartbeat))
+	h.sweep.begin(min(sweepEvery, h.policy.Heartbeat))
 	open := c.open()
 	c.send((&wire.Welcome{
 		Version: wire.Version, ControlId: c.id, Epoch: c.epoch, SessionKey: slices.Clone(c.secret),

@@ -46,7 +46,25 @@ type hub struct {
 	site   site
 	maps   maps
 	next   uint64 // last pool or tunnel number given
-	sweep  *time.Ticker
+	sweep  sweep
+}
+
+// sweep ticks while there are Controls, and not at all without.
+type sweep struct {
+	*time.Ticker
+	running bool
+}
+
+func (s *sweep) begin(every time.Duration) {
+	if !s.running {
+		s.running = true
+		s.Reset(every)
+	}
+}
+
+func (s *sweep) end() {
+	s.running = false
+	s.Stop()
 }
 
 // start is what becomes of the proxy port, without which there is no server.
@@ -97,7 +115,7 @@ var errEngineEnded = errors.New("the relay engine ended")
 
 // run serves until ctx is done; it then takes leave of every client.
 func (h *hub) run(ctx context.Context) error {
-	h.sweep = time.NewTicker(time.Hour)
+	h.sweep.Ticker = time.NewTicker(time.Hour)
 	h.sweep.Stop()
 	defer h.sweep.Stop()
 	defer h.refusals.Flush()
@@ -287,6 +305,6 @@ func (h *hub) tick(now time.Time) {
 		}
 	}
 	if len(h.maps.controls) == 0 && len(h.maps.ousted) == 0 {
-		h.sweep.Stop()
+		h.sweep.end()
 	}
 }
