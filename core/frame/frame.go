@@ -39,6 +39,7 @@ const (
 	Close
 )
 
+//nolint:gochecknoglobals // a constant in all but syntax
 var typeNames = [...]string{Ready: "READY", Start: "START", Data: "DATA", Fin: "FIN", Reset: "RESET", Ping: "PING", Pong: "PONG", Retire: "RETIRE", Close: "CLOSE"}
 
 // String gives the name used in the specification.
@@ -80,19 +81,14 @@ func (h Header) Put(b []byte) {
 func ParseHeader(b []byte) (Header, error) {
 	_ = b[HeaderSize-1]
 	h := Header{Type: Type(b[0]), Seq: binary.BigEndian.Uint16(b[2:]), Length: binary.BigEndian.Uint32(b[4:])}
-	fits := false
-	switch h.Type {
-	case Data:
-		fits = h.Length > 0 && h.Length <= MaxData
-	case Ready, Start, Fin, Reset, Ping, Pong, Retire, Close:
-		fits = h.Length == payloadSize(h.Type)
-	default:
+	switch {
+	case h.Type < Ready || h.Type > Close:
 		return h, ErrUnknownType
-	}
-	if b[1] != 0 {
+	case b[1] != 0:
 		return h, ErrFlags
-	}
-	if !fits {
+	case h.Type == Data && (h.Length == 0 || h.Length > MaxData):
+		return h, ErrLength
+	case h.Type != Data && h.Length != payloadSize(h.Type):
 		return h, ErrLength
 	}
 	return h, nil
@@ -172,6 +168,7 @@ const (
 	ResetAcknowledge                      // answer to a RESET, nothing more to say
 )
 
+//nolint:gochecknoglobals // a constant in all but syntax
 var resetNames = [...]string{
 	ResetPeer: "reset by peer", ResetDial: "local service unreachable", ResetTunnel: "unknown tunnel", ResetTimeout: "timed out",
 	ResetExhausted: "out of descriptors", ResetClosed: "closed by operator", ResetAcknowledge: "acknowledged",

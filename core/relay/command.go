@@ -105,7 +105,8 @@ type OpenPool struct {
 }
 
 // ClosePool closes a pool's idle conns and refuses its waiting PublicConns;
-// its streams end by themselves, or with RST when Cut is set.
+// its streams end by themselves, or with RST when Cut is set. Sent again with
+// Cut it ends the streams that a first one without it left.
 type ClosePool struct {
 	Pool PoolID
 	Cut  bool

@@ -36,7 +36,7 @@ func (l *loop) dialNext(c *rawConn) {
 			d.deadline = l.after(l.settings().Connect)
 		}
 		fd, errno := connect(a)
-		switch errno {
+		switch errno { //nolint:exhaustive // every other errno means: try the next address
 		case unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM:
 			l.endStream(c.stream, NoDescriptors)
 			return
@@ -142,7 +142,7 @@ func (l *loop) nextAddress(c *rawConn) {
 		closefd(c.fd)
 		c.fd = -1
 	}
-	c.canRead, c.canWrite, c.hungUp = false, false, false
+	c.canRead, c.canWrite, c.hungUp, c.broken = false, false, false, false
 	c.dial.next++
 	c.dial.deadline = 0
 	l.dialNext(c)
@@ -167,7 +167,7 @@ type dialProxy struct{ command Dial }
 
 func (m dialProxy) apply(l *loop) {
 	d := m.command
-	sh := l.shards[d.Pool]
+	sh := l.shard(d.Pool)
 	if sh == nil {
 		l.tell(DialFailed{Pool: d.Pool, Ref: d.Ref, Err: errPoolClosed})
 		return

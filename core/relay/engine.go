@@ -47,9 +47,10 @@ func (e *Engine) Loops() int { return len(e.loops) }
 // it has been called, commands are kept or dropped without effect.
 func (e *Engine) Submit(c Command) { c.submit(e) }
 
-// Events delivers what happened, in batches, until Run returns. The batch
-// belongs to the receiver. An engine whose events are not read keeps the
-// newest maxEvents and counts what it dropped (see EventsDropped).
+// Events delivers what happened, in batches; it is closed when Run returns,
+// behind a last batch with what ended with the engine. The batch belongs to
+// the receiver. When nobody reads, reports beyond maxEvents (of streams and
+// conns that ended, say) are dropped and counted (see EventsDropped).
 func (e *Engine) Events() <-chan []Event { return e.outbox.ch }
 
 // EventsDropped is how many events were dropped because nobody read them.
@@ -58,14 +59,9 @@ func (e *Engine) EventsDropped() uint64 { return e.outbox.dropped.Load() }
 // Run runs the loops until ctx is done. It then closes every descriptor, ends
 // streams with RST, and returns when all goroutines it started have ended.
 func (e *Engine) Run(ctx context.Context) error {
-	for i, l := range e.loops {
-		if err := l.open(); err != nil {
-			for _, opened := range e.loops[:i] {
-				opened.closeAll()
-			}
-			close(e.outbox.ch)
-			return fmt.Errorf("start event loop %d: %w", i, err)
-		}
+	if err := e.open(); err != nil {
+		e.outbox.finish()
+		return err
 	}
 	var loops sync.WaitGroup
 	for _, l := range e.loops {
@@ -78,16 +74,38 @@ func (e *Engine) Run(ctx context.Context) error {
 	<-ctx.Done()
 	e.broadcast(func() message { return stop{} })
 	loops.Wait()
-	e.mu.Lock()
-	e.ended = true
-	e.mu.Unlock()
+	e.end()
 	for _, l := range e.loops {
 		l.closeAll()
 	}
 	stopDelivering()
 	delivery.Wait()
-	close(e.outbox.ch)
+	e.outbox.finish()
 	return nil
+}
+
+// open opens all loops or none.
+func (e *Engine) open() error {
+	for i, l := range e.loops {
+		if err := l.open(); err != nil {
+			e.end()
+			for _, opened := range e.loops[:i] {
+				opened.closeAll()
+			}
+			for _, closed := range e.loops[i:] {
+				closed.discardAll()
+			}
+			return fmt.Errorf("start event loop %d: %w", i, err)
+		}
+	}
+	return nil
+}
+
+// end makes Listen keep nothing any more: no loop would close it.
+func (e *Engine) end() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.ended = true
 }
 
 // broadcast posts a message of its own to every loop.
@@ -141,6 +159,17 @@ func (p *pool) neediest() int {
 	for i := range p.cells {
 		if want := p.cells[i].waiting.Load() - p.cells[i].idle.Load(); want > most {
 			best, most = i, want
+		}
+	}
+	return best
+}
+
+// hungriest is the loop other than self where most PublicConns wait, or -1.
+func (p *pool) hungriest(self int) int {
+	best, most := -1, int32(0)
+	for i := range p.cells {
+		if n := p.cells[i].waiting.Load(); i != self && n > most {
+			best, most = i, n
 		}
 	}
 	return best

@@ -129,9 +129,10 @@ const (
 	BadPreface                         // the first bytes were not a preface
 	PrefaceTimeout                     // the preface did not come in time
 	Missed                             // heartbeats were missed
-	Closed                             // an idle conn was closed as superfluous
+	Closed                             // a conn without a stream was superfluous, or not worth waiting for
 )
 
+//nolint:gochecknoglobals // a constant in all but syntax
 var reasonNames = [...]string{
 	Done: "done", PeerReset: "reset by peer", RemoteReset: "reset by remote side", ProxyLost: "proxy connection lost",
 	ProtocolError: "protocol error", DialError: "local service unreachable", UnknownTunnel: "unknown tunnel",

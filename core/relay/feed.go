@@ -18,8 +18,7 @@ func (p *proxyConn) begin(s *stream, seq uint16) {
 	p.state = proxyStream
 	p.carried = true
 	p.stream = s
-	p.seq = seq
-	p.txEnd, p.rxEnd = false, false
+	p.exchange = exchange{seq: seq}
 	p.in.dropped = 0
 }
 
@@ -70,12 +69,16 @@ func (l *loop) resetProxy(p *proxyConn, why Reason) {
 		return
 	}
 	if p.out != nil {
-		l.closeProxy(p, why)
+		l.abortProxy(p, why)
 		return
 	}
 	if !p.txEnd || !p.rxEnd {
+		code := why.resetCode()
+		if p.rxReset {
+			code = frame.ResetAcknowledge
+		}
 		var b [frame.HeaderSize + frame.ResetSize]byte
-		frame.PutReset(b[:], p.seq, why.resetCode())
+		frame.PutReset(b[:], p.seq, code)
 		p.txEnd = true
 		if !l.writeProxy(p, b[:]) {
 			return
@@ -90,17 +93,22 @@ func (l *loop) settle(p *proxyConn) {
 	if p.stream != nil || p.state != proxyStream {
 		return
 	}
-	if !p.txEnd || !p.rxEnd || p.out != nil {
-		if p.timer.pos == 0 {
-			l.timers.set(&p.timer, p, l.after(l.settings().Connect))
-		}
-		if p.in.blocked { // nobody is left to wait for: what is held is dropped
-			l.queueConn(p)
-		}
+	ended := p.txEnd && p.rxEnd
+	if ended && p.out == nil {
+		l.timers.stop(&p.timer)
+		l.release(p)
 		return
 	}
-	l.timers.stop(&p.timer)
-	l.release(p)
+	if p.in.blocked || p.canRead {
+		l.queueConn(p) // to drop what is held, or has come and raises no event
+	}
+	patience := l.settings().Connect
+	if ended {
+		patience = l.settings().HalfClose // the last bytes wait for a reader that stalls
+	}
+	if p.timer.pos == 0 && patience > 0 {
+		l.timers.set(&p.timer, p, l.after(patience))
+	}
 }
 
 // readProxy consumes what p holds and then what its socket has, until the
@@ -239,51 +247,74 @@ func (l *loop) deliver(p *proxyConn, b []byte) (n int, blocked bool) {
 
 // handle acts on one frame; false when the protocol does not allow it here.
 func (l *loop) handle(p *proxyConn, h frame.Header, payload []byte) bool {
-	server := p.shard.pool.side == ServerSide
 	switch h.Type {
-	case frame.Data:
+	case frame.Data, frame.Fin:
 		if p.state != proxyStream || p.rxEnd || h.Seq != p.seq {
 			return false
 		}
-		p.in.need = h.Length
-		return true
-	case frame.Fin:
-		if p.state != proxyStream || p.rxEnd || h.Seq != p.seq {
-			return false
-		}
-		if p.stream != nil {
-			l.receiveEnd(p.stream)
+		if h.Type == frame.Data {
+			p.in.need = h.Length
 		} else {
-			p.rxEnd = true
-			l.settle(p)
+			l.receiveFin(p)
 		}
 		return true
 	case frame.Reset:
 		return l.receiveReset(p, h.Seq, payload)
+	default:
+		if p.shard.pool.side == ServerSide {
+			return l.fromClient(p, h)
+		}
+		return l.fromServer(p, h, payload)
+	}
+}
+
+// fromClient acts on the frames that only a client may send.
+func (l *loop) fromClient(p *proxyConn, h frame.Header) bool {
+	switch h.Type {
 	case frame.Pong:
 		p.missed = 0
-		return server
-	case frame.Retire:
-		return server && l.receiveRetire(p)
-	case frame.Ready:
-		if server || p.state != proxyReady {
-			return false
-		}
-		l.opened(p, payload)
 		return true
-	case frame.Ping:
-		return !server && l.receivePing(p, h.Seq)
-	case frame.Start:
-		return !server && l.receiveStart(p, h.Seq, payload)
-	case frame.Close:
-		if server || p.state != proxyIdle {
-			return false
+	case frame.Retire:
+		return l.receiveRetire(p)
+	default:
+		return false
+	}
+}
+
+// fromServer acts on the frames that only the server may send.
+func (l *loop) fromServer(p *proxyConn, h frame.Header, payload []byte) bool {
+	if h.Type == frame.Ready {
+		if p.state == proxyReady {
+			l.opened(p, payload)
+			return true
 		}
+		return false
+	}
+	if p.state != proxyIdle {
+		return false
+	}
+	switch h.Type {
+	case frame.Ping:
+		l.receivePing(p, h.Seq)
+		return true
+	case frame.Start:
+		return l.receiveStart(p, h.Seq, payload)
+	case frame.Close:
 		l.closeProxy(p, Closed)
 		return true
 	default:
 		return false
 	}
+}
+
+// receiveFin ends the direction towards this side.
+func (l *loop) receiveFin(p *proxyConn) {
+	if p.stream != nil {
+		l.receiveEnd(p.stream)
+		return
+	}
+	p.rxEnd = true
+	l.settle(p)
 }
 
 // receiveReset ends the stream. One that names an earlier stream crossed the
@@ -296,7 +327,7 @@ func (l *loop) receiveReset(p *proxyConn, seq uint16, payload []byte) bool {
 	if p.state == proxyIdle || seq != p.seq {
 		return true
 	}
-	p.rxEnd = true
+	p.rxEnd, p.rxReset = true, true
 	if p.stream != nil {
 		l.endStream(p.stream, remoteReason(code))
 	} else {
@@ -315,22 +346,21 @@ func (l *loop) receiveRetire(p *proxyConn) bool {
 	return true
 }
 
-func (l *loop) receivePing(p *proxyConn, seq uint16) bool {
-	if p.state != proxyIdle {
-		return false
-	}
+func (l *loop) receivePing(p *proxyConn, seq uint16) {
 	p.missed = 0
+	if p.out != nil {
+		return // whoever does not read needs no more answers
+	}
 	var b [frame.HeaderSize]byte
 	frame.Header{Type: frame.Pong, Seq: seq}.Put(b[:])
 	l.writeProxy(p, b[:])
-	return true
 }
 
 // receiveStart begins a stream on the client: its target is dialled, and what
 // follows START waits for it.
 func (l *loop) receiveStart(p *proxyConn, seq uint16, payload []byte) bool {
 	st, err := frame.ParseStart(payload)
-	if err != nil || p.state != proxyIdle {
+	if err != nil {
 		return false
 	}
 	p.shard.unidle(l, p)

@@ -1,16 +1,17 @@
 package relay
 
 import (
-	"bytes"
 	"context"
-	"net"
+	"fmt"
 	"net/netip"
 	"os"
+	"reflect"
 	"runtime"
+	"slices"
+	"sync"
 	"testing"
 	"time"
 
-	"github.com/cproxy/cproxy/core/frame"
 	"go.uber.org/goleak"
 )
 
@@ -19,173 +20,199 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
+// patience bounds every wait of the tests: reached only when one fails.
+const patience = 30 * time.Second
+
 var loopback = netip.MustParseAddr("127.0.0.1")
 
-// fixture is a running engine whose events go to handlers and are kept.
+// fixture is a running engine with what it told.
 type fixture struct {
 	*Engine
-	t      testing.TB
-	events chan Event
+	tb    testing.TB
+	react func(Event) // called with every event before it can be awaited
+	stop  func()      // ends the engine and waits for that
+
+	mu     sync.Mutex
+	told   []Event // not awaited yet
+	totals map[reflect.Type]int
+	news   chan struct{} // closed and made anew with every batch
 }
 
-// startEngine runs an engine until the test ends, and checks then that Run
-// returned and left no descriptor.
-func startEngine(t testing.TB, loops int, set Settings) *fixture {
-	t.Helper()
-	f := &fixture{Engine: New(Options{Loops: loops, Settings: set}), t: t, events: make(chan Event, 1<<14)}
+// startEngine runs an engine until the test ends. react may be nil.
+func startEngine(tb testing.TB, loops int, set Settings, react func(Event)) *fixture {
+	tb.Helper()
+	f := &fixture{
+		Engine: New(Options{Loops: loops, Settings: set}), tb: tb, react: react,
+		totals: make(map[reflect.Type]int), news: make(chan struct{}),
+	}
 	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan error, 1)
-	go func() { ended <- f.Run(ctx) }()
-	go func() {
-		for batch := range f.Events() {
-			for _, ev := range batch {
-				select {
-				case f.events <- ev:
-				default:
-				}
-			}
-		}
-		close(f.events)
-	}()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-ended; err != nil {
-			t.Errorf("engine ended with %v", err)
+	var running sync.WaitGroup
+	running.Go(func() {
+		if err := f.Run(ctx); err != nil {
+			tb.Errorf("engine ended with %v", err)
 		}
 	})
+	running.Go(func() {
+		for batch := range f.Events() {
+			f.take(batch)
+		}
+	})
+	f.stop = func() { cancel(); running.Wait() }
+	tb.Cleanup(f.stop)
 	return f
 }
 
-// await gives the next event of type E, dropping others.
+func (f *fixture) take(batch []Event) {
+	if f.react != nil {
+		for _, ev := range batch {
+			f.react(ev)
+		}
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.told = append(f.told, batch...)
+	for _, ev := range batch {
+		f.totals[reflect.TypeOf(ev)]++
+	}
+	close(f.news)
+	f.news = make(chan struct{})
+}
+
+// find takes the first event of type E that suits out of what was told.
+func find[E Event](f *fixture, suits func(E) bool) (ev E, ok bool, news chan struct{}) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for i, any := range f.told {
+		if e, is := any.(E); is && (suits == nil || suits(e)) {
+			f.told = slices.Delete(f.told, i, i+1)
+			return e, true, nil
+		}
+	}
+	return ev, false, f.news
+}
+
+// await gives the next event of type E that nobody awaited yet. Others stay.
 func await[E Event](f *fixture) E {
-	f.t.Helper()
-	limit := time.After(20 * time.Second)
+	f.tb.Helper()
+	return awaitThat[E](f, nil)
+}
+
+func awaitThat[E Event](f *fixture, suits func(E) bool) E {
+	f.tb.Helper()
+	limit := time.After(patience)
 	for {
+		ev, ok, news := find(f, suits)
+		if ok {
+			return ev
+		}
 		select {
-		case ev, ok := <-f.events:
-			if !ok {
-				f.t.Fatal("engine ended")
-			}
-			if e, ok := ev.(E); ok {
-				return e
-			}
+		case <-news:
 		case <-limit:
-			var e E
-			f.t.Fatalf("no event %T in time", e)
+			f.tb.Fatalf("no event %T in time; told: %v", ev, f.describe())
 		}
 	}
 }
 
+// total is how many events of type E were told so far, awaited or not.
+func total[E Event](f *fixture) int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.totals[reflect.TypeFor[E]()]
+}
+
+func (f *fixture) describe() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var all []string
+	for _, ev := range f.told[max(0, len(f.told)-20):] {
+		all = append(all, fmt.Sprintf("%T%+v", ev, ev))
+	}
+	return all
+}
+
+// reuse turns the fixture over to another test: failures are its own, and what
+// was told so far is dropped.
+func (f *fixture) reuse(tb testing.TB) {
+	tb.Helper()
+	f.tb = tb
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.told = nil
+}
+
+// passed returns when every loop has been through whole turns since the call,
+// so that what was submitted or had arrived before has been acted upon.
+func (f *fixture) passed() {
+	f.tb.Helper()
+	for range 3 {
+		done := make(chan struct{}, len(f.loops))
+		f.broadcast(func() message { return mark(done) })
+		for range f.loops {
+			select {
+			case <-done:
+			case <-time.After(patience):
+				f.tb.Fatal("a loop stands still")
+			}
+		}
+	}
+}
+
+type mark chan struct{}
+
+func (m mark) apply(*loop) { m <- struct{}{} }
+
+// inLoop runs a function on the thread of one loop.
+func (f *fixture) inLoop(i int, run func(l *loop)) {
+	f.tb.Helper()
+	done := make(chan struct{})
+	f.loops[i].inbox.post(call(func(l *loop) { run(l); close(done) }))
+	select {
+	case <-done:
+	case <-time.After(patience):
+		f.tb.Fatal("a loop stands still")
+	}
+}
+
+type call func(l *loop)
+
+func (m call) apply(l *loop) { m(l) }
+
 func (f *fixture) listen(tunnel TunnelID, r Route) netip.AddrPort {
-	f.t.Helper()
+	f.tb.Helper()
 	f.Submit(Listen{Tunnel: tunnel, Binds: []netip.Addr{loopback}, Ports: []uint16{0}, Route: r})
-	ev := await[Listening](f)
+	ev := awaitThat(f, func(ev Listening) bool { return ev.Tunnel == tunnel })
 	if ev.Err != nil {
-		f.t.Fatal(ev.Err)
+		f.tb.Fatal(ev.Err)
 	}
 	return ev.Addresses[0]
 }
 
-// link is a server engine and a client engine with one tunnel between them.
-type link struct {
-	server, client *fixture
-	public         netip.AddrPort
-	proxy          netip.AddrPort
-	key            []byte
-	dialled        uint64
-}
-
-const (
-	linkPool   PoolID   = 7
-	linkTunnel TunnelID = 3
-	proxyPort  TunnelID = 1
-)
-
-type linkOptions struct {
-	loops     int
-	settings  Settings
-	conns     int // ProxyConns opened before the test goes on
-	maxIdle   int
-	heartbeat time.Duration
-	target    Target
-}
-
-func startLink(t testing.TB, o linkOptions) *link {
-	t.Helper()
-	if o.settings == (Settings{}) {
-		o.settings = DefaultSettings()
-	}
-	k := &link{server: startEngine(t, o.loops, o.settings), client: startEngine(t, o.loops, o.settings), key: bytes.Repeat([]byte{9}, 32)}
-	if o.maxIdle == 0 {
-		o.maxIdle = -1
-	}
-	k.server.Submit(OpenPool{Pool: linkPool, Side: ServerSide, MaxIdle: o.maxIdle, Heartbeat: o.heartbeat})
-	k.client.Submit(OpenPool{Pool: linkPool, Side: ClientSide, MaxIdle: -1, Heartbeat: o.heartbeat})
-	k.client.Submit(SetTarget{Pool: linkPool, Wire: 5, Tunnel: linkTunnel, Target: o.target})
-	k.proxy = k.server.listen(proxyPort, ToPreface{})
-	k.public = k.server.listen(linkTunnel, ToPool{Pool: linkPool, Wire: 5})
-	for range o.conns {
-		k.open(t)
-	}
-	return k
-}
-
-// open brings one ProxyConn up.
-func (k *link) open(t testing.TB) {
-	t.Helper()
-	k.dialled++
-	p := frame.Preface{Mode: frame.Plain, ControlID: 1, Epoch: 1, ProxyID: k.dialled}
-	k.client.Submit(Dial{Pool: linkPool, Ref: k.dialled, Address: k.proxy, Preface: p.Seal(k.key, frame.Exporter{}), Ready: p.Ready(k.key, frame.Exporter{})})
-	ev := await[PrefaceReceived](k.server)
-	got, err := frame.ParsePreface(ev.Preface)
-	if err != nil || got.Verify(ev.Preface, k.key, frame.Exporter{}) != nil {
-		t.Fatalf("preface %v, %v", got, err)
-	}
-	k.server.Submit(Park{Conn: ev.Conn, Pool: linkPool, Ready: got.Ready(k.key, frame.Exporter{})})
-	await[ConnOpened](k.server)
-	if up := await[ConnOpened](k.client); up.Ref != k.dialled {
-		t.Fatalf("opened %d, want %d", up.Ref, k.dialled)
-	}
-}
-
-// serve answers every connection of a fresh loopback listener.
-func serve(t testing.TB, handle func(net.Conn)) Target {
-	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		for {
-			c, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			go handle(c)
+// stats gives the totals of one tunnel.
+func (f *fixture) stats(tunnel TunnelID) TunnelStats {
+	for _, s := range f.Stats() {
+		if s.Tunnel == tunnel {
+			return s
 		}
-	}()
-	t.Cleanup(func() { ln.Close(); <-done })
-	return Target{Addresses: []Address{{TCP: ln.Addr().(*net.TCPAddr).AddrPort()}}}
-}
-
-func dialTCP(t testing.TB, a netip.AddrPort) *net.TCPConn {
-	t.Helper()
-	c, err := net.DialTCP("tcp", nil, net.TCPAddrFromAddrPort(a))
-	if err != nil {
-		t.Fatal(err)
 	}
-	t.Cleanup(func() { c.Close() })
-	return c
+	return TunnelStats{}
 }
 
 // descriptors counts the open descriptors of this process.
-func descriptors(t testing.TB) int {
-	t.Helper()
+func descriptors(tb testing.TB) int {
+	tb.Helper()
 	d, err := os.ReadDir("/proc/self/fd")
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return len(d)
+}
+
+// eventually waits for what no event tells.
+func eventually(tb testing.TB, what string, holds func() bool) {
+	tb.Helper()
+	for limit := time.Now().Add(patience); !holds(); time.Sleep(time.Millisecond) {
+		if time.Now().After(limit) {
+			tb.Fatalf("never: %s", what)
+		}
+	}
 }

@@ -164,27 +164,37 @@ func (stop) apply(l *loop) { l.work.stopping = true }
 
 // closeAll ends everything that a stopped loop holds, messages included.
 func (l *loop) closeAll() {
-	l.inbox.setWake(nil)
-	for _, m := range l.inbox.take(nil) {
-		if d, ok := m.(discarder); ok {
-			d.discard()
-		}
-	}
+	l.work.stopping = true
+	l.discardAll()
 	for id := range l.poll.slots {
 		switch h := l.poll.slots[id].h.(type) {
 		case *rawConn:
 			l.stopRaw(h)
 		case *proxyConn:
 			l.closeProxy(h, Stopped)
-		case *acceptor:
-			h.close(l)
 		}
 	}
+	for _, doors := range l.doors { // not the slots: one that rests has none
+		for _, a := range doors {
+			a.close(l)
+		}
+	}
+	l.report()
 	if l.spare >= 0 {
 		closefd(l.spare)
 		l.spare = -1
 	}
 	l.poll.close()
+}
+
+// discardAll closes what messages bring that nobody will read.
+func (l *loop) discardAll() {
+	l.inbox.setWake(nil)
+	for _, m := range l.inbox.take(nil) {
+		if d, ok := m.(discarder); ok {
+			d.discard()
+		}
+	}
 }
 
 // discarder is a message that owns a descriptor.

@@ -23,11 +23,10 @@ func (b *inbox) post(m message) {
 	b.mu.Lock()
 	first := len(b.list) == 0
 	b.list = append(b.list, m)
-	wake := b.wake
-	b.mu.Unlock()
-	if first && wake != nil {
-		wake()
+	if first && b.wake != nil {
+		b.wake() // under the lock: after setWake(nil) nobody writes to the eventfd
 	}
+	b.mu.Unlock()
 }
 
 // take swaps the list for the empty one given.
@@ -63,7 +62,7 @@ type outbox struct {
 }
 
 func newOutbox() *outbox {
-	return &outbox{notify: make(chan struct{}, 1), ch: make(chan []Event)}
+	return &outbox{notify: make(chan struct{}, 1), ch: make(chan []Event, 1)}
 }
 
 func (o *outbox) add(events []Event) {
@@ -110,7 +109,29 @@ func (o *outbox) deliver(ctx context.Context) {
 		select {
 		case o.ch <- batch:
 		case <-ctx.Done():
+			o.mu.Lock()
+			o.list = append(batch, o.list...)
+			o.mu.Unlock()
 			return
 		}
 	}
+}
+
+// finish leaves what was not delivered to a reader that still reads, and waits
+// for none. deliver has returned, so this is the only sender: there is room for
+// one batch.
+func (o *outbox) finish() {
+	o.mu.Lock()
+	last := o.list
+	o.list = nil
+	o.mu.Unlock()
+	select {
+	case earlier := <-o.ch:
+		last = append(earlier, last...)
+	default:
+	}
+	if len(last) > 0 {
+		o.ch <- last
+	}
+	close(o.ch)
 }

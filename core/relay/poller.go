@@ -86,15 +86,19 @@ func (p *poller) add(fd int, h handler, events uint32) (uint32, syscall.Errno) {
 }
 
 // remove frees a slot. The descriptor leaves the set when the caller closes
-// it, or by forget when it lives on.
+// it, or by forget when it lives on. A descriptor that add refused has no slot:
+// zero, the eventfd's, is left alone.
 func (p *poller) remove(id uint32) {
+	if id == wakeSlot {
+		return
+	}
 	p.slots[id] = slot{gen: p.slots[id].gen + 1}
 	p.free = append(p.free, id)
 }
 
 // forget takes a descriptor that stays open out of the set.
 func (p *poller) forget(fd int, id uint32) {
-	epollCtl(p.epfd, unix.EPOLL_CTL_DEL, fd, 0, 0, 0)
+	_ = epollCtl(p.epfd, unix.EPOLL_CTL_DEL, fd, 0, 0, 0)
 	p.remove(id)
 }
 

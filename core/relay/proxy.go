@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/cproxy/cproxy/core/frame"
 )
@@ -34,20 +35,32 @@ const (
 // proxyConn is a ProxyConn: a socket that carries frames.
 type proxyConn struct {
 	socket
+	exchange
+	membership
 	state   proxyState
-	seq     uint16 // of the current or last stream
-	txEnd   bool   // FIN or RESET of this stream was sent
-	rxEnd   bool   // and received
-	retire  bool   // to be closed after its stream
-	missed  uint8  // heartbeats
-	carried bool   // a stream
 	queued  bool
-	idleAt  int // position among the idle conns of its shard, or -1
-	shard   *shard
 	stream  *stream  // nil too when this side's socket is gone but the stream not settled
 	out     *buffer  // frames that the socket did not take
 	in      inflow   // what came in and is not consumed
 	opening *opening // until the conn is first idle
+}
+
+// membership is a conn's place in its pool.
+type membership struct {
+	shard   *shard
+	idleAt  int   // position among the idle conns of the shard, or -1
+	missed  uint8 // heartbeats
+	carried bool  // a stream
+	retire  bool  // to be closed after its stream
+}
+
+// exchange is how far the current or last stream of a conn has got on the
+// wire.
+type exchange struct {
+	seq     uint16
+	txEnd   bool // FIN or RESET was sent
+	rxEnd   bool // and received
+	rxReset bool // RESET was received
 }
 
 // inflow is the receiving half of a conn between two visits.
@@ -69,7 +82,7 @@ type opening struct {
 }
 
 func newProxyConn(fd int, state proxyState) *proxyConn {
-	return &proxyConn{socket: socket{fd: fd}, state: state, idleAt: -1, txEnd: true, rxEnd: true}
+	return &proxyConn{socket: socket{fd: fd}, exchange: exchange{txEnd: true, rxEnd: true}, membership: membership{idleAt: -1}, state: state}
 }
 
 func (p *proxyConn) register(l *loop) bool {
@@ -131,6 +144,13 @@ func (l *loop) queueConn(p *proxyConn) {
 	}
 }
 
+func (l *loop) unqueueConn(p *proxyConn) {
+	if p.queued {
+		p.queued = false
+		l.work.queue = slices.DeleteFunc(l.work.queue, func(q queued) bool { return q == queued(p) })
+	}
+}
+
 func (p *proxyConn) run(l *loop) {
 	p.queued = false
 	if p.state != proxyClosed {
@@ -145,7 +165,7 @@ func (p *proxyConn) expired(l *loop) {
 	case proxyConnecting, proxyReady:
 		l.openFailed(p, errReadyTimeout)
 	case proxyStream:
-		l.closeProxy(p, ProtocolError) // the other side never settled a stream that was reset
+		l.abortProxy(p, Closed) // the other side does not settle the stream that ended here
 	case proxyIdle, proxyClosed:
 	}
 }
@@ -201,7 +221,7 @@ func (m park) apply(l *loop) {
 	if p == nil {
 		return
 	}
-	sh := l.shards[m.command.Pool]
+	sh := l.shard(m.command.Pool)
 	if sh == nil {
 		l.closeProxy(p, Closed)
 		return
@@ -228,7 +248,7 @@ type moved struct {
 }
 
 func (m moved) apply(l *loop) {
-	sh := l.shards[m.pool]
+	sh := l.shard(m.pool)
 	if sh != nil && m.donated {
 		sh.asked = max(0, sh.asked-1)
 	}
@@ -236,6 +256,8 @@ func (m moved) apply(l *loop) {
 		m.discard()
 		if m.donated {
 			l.tell(ConnClosed{Pool: m.pool, Reason: Closed})
+		} else {
+			l.tell(PrefaceFailed{Peer: m.conn.opening.peer, Reason: Closed})
 		}
 		if sh != nil {
 			sh.seek(l)
@@ -253,11 +275,13 @@ func (m moved) apply(l *loop) {
 
 func (m moved) discard() { closefd(m.conn.fd) }
 
-// detach takes a conn without pending bytes out of the loop; it stays open.
+// detach takes a conn out of the loop; it stays open. Not for use while its
+// frames are being fed.
 func (l *loop) detach(p *proxyConn) {
 	l.timers.stop(&p.timer)
 	l.poll.forget(p.fd, p.slot)
-	p.canRead, p.hungUp = false, false
+	l.unqueueConn(p)
+	p.canRead, p.hungUp, p.broken = false, false, false
 	if p.shard != nil {
 		delete(p.shard.members, p)
 		p.shard = nil
@@ -343,6 +367,15 @@ func (l *loop) sayRetire(p *proxyConn) bool {
 	return l.writeProxy(p, b[:])
 }
 
+// abortProxy closes a conn with RST. It overtakes what the other side has not
+// taken yet, behind which a frame or FIN would come too late.
+func (l *loop) abortProxy(p *proxyConn, why Reason) {
+	if p.state != proxyClosed {
+		_ = resetOnClose(p.fd)
+		l.closeProxy(p, why)
+	}
+}
+
 // closeProxy closes a conn for good; a stream that it carries ends with it.
 func (l *loop) closeProxy(p *proxyConn, why Reason) {
 	if p.state == proxyClosed {
@@ -369,6 +402,7 @@ func (l *loop) closeProxy(p *proxyConn, why Reason) {
 	case proxyIdle, proxyStream:
 		p.shard.unidle(l, p)
 		delete(p.shard.members, p)
+		p.shard.forget(l)
 		l.tell(ConnClosed{Pool: p.shard.pool.id, Reason: why})
 		if p.stream != nil {
 			l.endStream(p.stream, why)

@@ -15,6 +15,7 @@ type socket struct {
 	// hungUp is set once the peer has ended its direction, or worse: a short
 	// read then no longer means that the socket is dry.
 	hungUp bool
+	broken bool // failed; reads may still give what came before
 	timer  timer
 }
 
@@ -28,6 +29,9 @@ func (s *socket) note(events uint32) {
 	}
 	if events&(unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != 0 {
 		s.hungUp = true
+	}
+	if events&unix.EPOLLERR != 0 {
+		s.broken = true
 	}
 }
 

@@ -61,7 +61,6 @@ func (m closeShard) apply(l *loop) {
 	if sh == nil {
 		return
 	}
-	delete(l.shards, m.Pool)
 	sh.closed = true
 	l.timers.stop(&sh.timer)
 	for c := sh.waiting.pop(); c != nil; c = sh.waiting.pop() {
@@ -70,14 +69,33 @@ func (m closeShard) apply(l *loop) {
 	}
 	for p := range sh.members {
 		switch {
-		case p.stream == nil:
+		case p.state == proxyIdle:
 			l.sayClose(p)
 		case m.Cut:
-			l.endStream(p.stream, Cut)
-			l.closeProxy(p, Cut)
+			if p.stream != nil {
+				l.endStream(p.stream, Cut)
+			}
+			l.abortProxy(p, Cut)
 		}
 	}
 	sh.publish(l)
+	sh.forget(l)
+}
+
+// forget takes a closed shard out of the loop once its last conn has left: a
+// second ClosePool may still cut the streams of that one.
+func (sh *shard) forget(l *loop) {
+	if sh.closed && len(sh.members) == 0 {
+		delete(l.shards, sh.pool.id)
+	}
+}
+
+// shard gives the loop's part of a pool, nil when that is closed or unknown.
+func (l *loop) shard(id PoolID) *shard {
+	if sh := l.shards[id]; sh != nil && !sh.closed {
+		return sh
+	}
+	return nil
 }
 
 // setTarget and dropTarget reach every loop.
@@ -89,13 +107,13 @@ type setTarget struct {
 type dropTarget DropTarget
 
 func (m setTarget) apply(l *loop) {
-	if sh := l.shards[m.command.Pool]; sh != nil {
+	if sh := l.shard(m.command.Pool); sh != nil {
 		sh.targets[m.command.Wire] = target{m.command.Target, m.tunnel}
 	}
 }
 
 func (m dropTarget) apply(l *loop) {
-	if sh := l.shards[m.Pool]; sh != nil {
+	if sh := l.shard(m.Pool); sh != nil {
 		delete(sh.targets, m.Wire)
 	}
 }
@@ -117,7 +135,7 @@ func (r ToPool) accepted(l *loop, a *acceptor, fd int) {
 		l.refuse(c, ConnLimit)
 		return
 	}
-	sh := l.shards[r.Pool]
+	sh := l.shard(r.Pool)
 	if sh == nil {
 		l.refuse(c, Cut)
 		return
@@ -219,7 +237,8 @@ type none struct{ pool PoolID }
 
 func (m wanted) apply(l *loop) {
 	asker := l.engine.loops[m.loop]
-	if sh := l.shards[m.pool]; sh != nil && sh.waiting.len() == 0 {
+	hungry := func(sh *shard) bool { return sh.pool.cells[m.loop].waiting.Load() > 0 && sh.waiting.len() == 0 }
+	if sh := l.shard(m.pool); sh != nil && hungry(sh) {
 		if p := sh.claim(l); p != nil {
 			l.detach(p)
 			asker.inbox.post(moved{conn: p, pool: m.pool, donated: true})
@@ -230,7 +249,7 @@ func (m wanted) apply(l *loop) {
 }
 
 func (m none) apply(l *loop) {
-	if sh := l.shards[m.pool]; sh != nil {
+	if sh := l.shard(m.pool); sh != nil {
 		sh.asked = max(0, sh.asked-1)
 		sh.seek(l)
 	}
@@ -240,7 +259,7 @@ func (m none) apply(l *loop) {
 // an idle one.
 func (l *loop) release(p *proxyConn) {
 	sh := p.shard
-	if sh.closed || p.retire && sh.pool.side == ServerSide {
+	if sh.closed || l.work.stopping || p.retire && sh.pool.side == ServerSide {
 		l.sayClose(p)
 		return
 	}
@@ -266,6 +285,10 @@ func (l *loop) release(p *proxyConn) {
 	sh.idle = append(sh.idle, p)
 	sh.publish(l)
 	sh.arm(l)
+	if to := sh.pool.hungriest(l.id); to >= 0 {
+		// As a message: frames of this conn may be being fed right now.
+		l.inbox.post(wanted{sh.pool.id, to})
+	}
 }
 
 // start begins a stream on a claimed conn: START, and what the visitor has
@@ -361,6 +384,10 @@ func (sh *shard) beat(l *loop) {
 func (r ToTarget) accepted(l *loop, a *acceptor, fd int) {
 	c := l.newPublic(a, fd)
 	if c == nil {
+		return
+	}
+	if !c.source.IsValid() {
+		l.refuse(c, VisitorLeft)
 		return
 	}
 	c.state = rawJoined

@@ -66,6 +66,19 @@ func (l *loop) pump(s *stream, slice int) {
 	}
 	if more {
 		l.queue(s)
+		return
+	}
+	l.endBroken(s)
+}
+
+// endBroken ends a stream whose socket failed and is not read, so that no call
+// tells: its bytes wait for a destination that is blocked, or its FIN was read.
+func (l *loop) endBroken(s *stream) {
+	switch {
+	case s.front.broken || s.back != nil && s.back.broken:
+		l.endStream(s, PeerReset)
+	case s.proxy != nil && s.proxy.broken && s.proxy.in.blocked:
+		l.closeProxy(s.proxy, ProxyLost)
 	}
 }
 

@@ -11,7 +11,7 @@ import (
 // around the scheduler's bookkeeping: 165 ns against 205 ns a call measured.
 
 func recv(fd int, b []byte) (int, syscall.Errno) {
-	n, _, errno := unix.RawSyscall6(unix.SYS_RECVFROM, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)), unix.MSG_DONTWAIT, 0, 0)
+	n, _, errno := unix.RawSyscall6(unix.SYS_RECVFROM, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)), unix.MSG_DONTWAIT, 0, 0) //nolint:gosec // a buffer for the kernel, alive for the call
 	if errno != 0 {
 		return 0, errno
 	}
@@ -19,7 +19,7 @@ func recv(fd int, b []byte) (int, syscall.Errno) {
 }
 
 func send(fd int, b []byte) (int, syscall.Errno) {
-	n, _, errno := unix.RawSyscall6(unix.SYS_SENDTO, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, 0, 0)
+	n, _, errno := unix.RawSyscall6(unix.SYS_SENDTO, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, 0, 0) //nolint:gosec // a buffer for the kernel, alive for the call
 	if errno != 0 {
 		return 0, errno
 	}
@@ -44,14 +44,14 @@ func shutdownWrite(fd int) {
 
 func epollCtl(epfd, op, fd int, events, slot, gen uint32) syscall.Errno {
 	ev := unix.EpollEvent{Events: events, Fd: int32(slot), Pad: int32(gen)}
-	_, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_CTL, uintptr(epfd), uintptr(op), uintptr(fd), uintptr(unsafe.Pointer(&ev)), 0, 0)
+	_, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_CTL, uintptr(epfd), uintptr(op), uintptr(fd), uintptr(unsafe.Pointer(&ev)), 0, 0) //nolint:gosec // a buffer for the kernel, alive for the call
 	return errno
 }
 
 // epollWaitHolding waits at most ms milliseconds without telling the
 // scheduler: the thread keeps its P.
 func epollWaitHolding(epfd int, events []unix.EpollEvent, ms int) (int, syscall.Errno) {
-	n, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(epfd), uintptr(unsafe.Pointer(unsafe.SliceData(events))), uintptr(len(events)), uintptr(ms), 0, 0)
+	n, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(epfd), uintptr(unsafe.Pointer(unsafe.SliceData(events))), uintptr(len(events)), uintptr(ms), 0, 0) //nolint:gosec // a buffer for the kernel, alive for the call
 	if errno != 0 {
 		return 0, errno
 	}

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -73,7 +74,7 @@ func (d *door) serve(ctx context.Context, ln net.Listener) {
 // admit runs on the goroutine of a connection: handshake, Hello, and then the
 // reading of all that follows.
 func (d *door) admit(ctx context.Context, conn net.Conn) {
-	defer conn.Close() //nolint:errcheck // nothing is left to lose
+	defer conn.Close()
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetReadDeadline(time.Now()) })
 	defer stop()
 	peer := peerOf(conn)
@@ -112,28 +113,28 @@ func (d *door) greet(ctx context.Context, conn net.Conn, peer netip.AddrPort) (*
 	if err := conn.SetDeadline(time.Now().Add(d.timeout)); err != nil {
 		return nil, fmt.Errorf("set deadline: %w", err)
 	}
+	if ctx.Err() != nil { // the end of ctx may have come before that deadline
+		return nil, ctx.Err()
+	}
 	replay, err := identity.AwaitClientHello(conn)
 	if err != nil {
 		return nil, fmt.Errorf("await handshake: %w", err)
 	}
-	secured := tls.Server(replay, d.tls)
-	select {
-	case d.slots <- struct{}{}:
-		err = secured.HandshakeContext(ctx)
-		<-d.slots
-	case <-ctx.Done():
-		err = ctx.Err()
-	}
+	secured, err := d.handshake(ctx, replay)
 	if err != nil {
 		return nil, fmt.Errorf("handshake: %w", err)
 	}
 	g := &arrival{link: newLink(secured, peer, d.tasks), reader: wire.NewReader(secured)}
 	m, err := g.reader.ReadClientMessage()
-	if err != nil {
+	refusal := badMessage(err)
+	if err != nil && refusal == nil {
 		return nil, fmt.Errorf("read hello: %w", err)
 	}
-	g.hello = m.GetHello()
-	if refusal := helloRefusal(m, g.hello); refusal != nil {
+	if refusal == nil {
+		g.hello = m.GetHello()
+		refusal = helloRefusal(m, g.hello)
+	}
+	if refusal != nil {
 		g.link.finish(wire.NewGoodbye(refusal, 0).ServerMessage())
 		drain(secured)
 		return nil, refusal.Err()
@@ -144,6 +145,41 @@ func (d *door) greet(ctx context.Context, conn net.Conn, peer netip.AddrPort) (*
 		return nil, fmt.Errorf("export keying material: %w", err)
 	}
 	return g, nil
+}
+
+// handshake runs the TLS handshake in a slot, which it gives back when the
+// server's part is done: a peer that stops half-way holds none.
+func (d *door) handshake(ctx context.Context, conn net.Conn) (*tls.Conn, error) {
+	select {
+	case d.slots <- struct{}{}:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	release := sync.OnceFunc(func() { <-d.slots })
+	defer release()
+	secured := tls.Server(&answering{Conn: conn, answered: release}, d.tls)
+	return secured, secured.HandshakeContext(ctx)
+}
+
+// answering calls answered when something has been written.
+type answering struct {
+	net.Conn
+	answered func()
+}
+
+func (c *answering) Write(p []byte) (int, error) {
+	n, err := c.Conn.Write(p)
+	c.answered()
+	return n, err
+}
+
+// badMessage words what is wrong with the bytes that a client sent; nil when
+// the connection failed instead.
+func badMessage(err error) *wire.Refusal {
+	if errors.Is(err, wire.ErrTooLarge) || errors.Is(err, wire.ErrMalformed) {
+		return wire.NewRefusal(wire.CodeProtocol, err.Error()+": check that both ends are CProxy")
+	}
+	return nil
 }
 
 // helloRefusal checks the first message of a client.
@@ -172,9 +208,9 @@ func (d *door) identify(ctx context.Context, g *arrival) *wire.Refusal {
 		return wire.NewRefusal(wire.CodeRate, "too many failed logins from this address: wait a minute")
 	}
 	g.revocations = d.hub.revocations.Load()
-	ctx, cancel := context.WithTimeout(ctx, d.timeout)
+	asking, cancel := context.WithTimeout(ctx, d.timeout)
 	defer cancel()
-	id, err := d.authenticator.Authenticate(ctx, Login{
+	id, err := d.authenticator.Authenticate(asking, Login{
 		Token: c.GetName(), Secret: identity.TokenSecret(c.GetSecret()), Client: g.hello.GetName(),
 		Hostname: g.hello.GetHostname(), Version: g.hello.GetClientVersion(), Peer: peer,
 	})
@@ -186,6 +222,8 @@ func (d *door) identify(ctx context.Context, g *arrival) *wire.Refusal {
 	case errors.Is(err, identity.ErrBadCredential):
 		d.failures.note(peer.Addr(), time.Now())
 		return wire.NewRefusal(wire.CodeBadCredential, "")
+	case ctx.Err() != nil:
+		return wire.NewRefusal(wire.CodeShutdown, "")
 	default:
 		d.log.Error("authenticating a client failed", "client", g.hello.GetName(), "source", peer.String(), "error", err)
 		return wire.NewRefusal(wire.CodeUnavailable, "")
@@ -199,35 +237,35 @@ func (d *door) read(ctx context.Context, g *arrival, control uint64, patience ti
 	for {
 		_ = k.conn.SetReadDeadline(time.Now().Add(patience))
 		if ctx.Err() != nil {
-			return // the hub says Goodbye to all
+			break
 		}
 		m, err := g.reader.ReadClientMessage()
+		refusal := badMessage(err)
 		if err == nil {
 			if err = m.Validate(); err != nil {
-				k.finish(wire.NewGoodbye(wire.NewRefusal(wire.CodeProtocol, err.Error()), 0).ServerMessage())
-				drain(k.conn)
+				refusal = wire.NewRefusal(wire.CodeProtocol, err.Error())
 			}
 		}
-		if err != nil {
-			d.hub.tell(ctx, lost{control, k, err})
+		if refusal != nil {
+			k.finish(wire.NewGoodbye(refusal, 0).ServerMessage())
+			drain(k.conn)
+		}
+		if err == nil && d.hub.tell(ctx, received{control, k, m}) {
+			continue
+		}
+		if err != nil && d.hub.tell(ctx, lost{control, k, err}) {
 			return
 		}
-		if !d.hub.tell(ctx, received{control, k, m}) {
-			return
-		}
+		break
 	}
+	drain(k.conn) // while the hub says Goodbye to all
 }
 
-// drain gives a refused client the time to read why, since closing with
-// unread bytes would reset the connection.
+// drain reads until the link has said its last and closed the connection, or
+// for a second: closing with unread bytes would reset it.
 func drain(conn net.Conn) {
 	_ = conn.SetReadDeadline(time.Now().Add(time.Second))
-	var b [512]byte
-	for range 16 {
-		if _, err := conn.Read(b[:]); err != nil {
-			return
-		}
-	}
+	_, _ = io.Copy(io.Discard, conn)
 }
 
 func peerOf(conn net.Conn) netip.AddrPort {

@@ -15,6 +15,9 @@ import (
 // share a name must not take over each other all the time.
 const supersededRetry = time.Minute
 
+// shutdownRetry is when the clients of a server that stops may come back.
+const shutdownRetry = time.Second
+
 // maxRevoked bounds the memory of revocations; it only has to outlast logins
 // that are under way.
 const maxRevoked = 4096
@@ -36,6 +39,7 @@ type admitted struct {
 func (h *hub) attach(ctx context.Context, a *arrival) (control uint64, patience time.Duration) {
 	reply := make(chan admitted, 1)
 	if !h.tell(ctx, attachment{a, reply}) {
+		a.link.finish(wire.NewGoodbye(wire.NewRefusal(wire.CodeShutdown, ""), shutdownRetry).ServerMessage())
 		return 0, 0
 	}
 	got := <-reply

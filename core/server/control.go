@@ -72,10 +72,10 @@ func (t *Tunnel) registered() *wire.TunnelRegistered {
 // asked words the port that a tunnel asked for.
 func (t *Tunnel) asked() string {
 	first, last := t.spec.GetPortFirst(), t.spec.GetPortLast()
-	switch {
-	case first == 0:
+	switch first {
+	case 0:
 		return "every port that was tried for it"
-	case first == last:
+	case last:
 		return "port " + strconv.FormatUint(uint64(first), 10)
 	default:
 		return fmt.Sprintf("every port that was tried of %d-%d", first, last)

@@ -45,7 +45,6 @@ type hub struct {
 	policy Policy
 	site   site
 	maps   maps
-	next   uint64 // last pool or tunnel number given
 	sweep  sweep
 }
 
@@ -86,9 +85,10 @@ type maps struct {
 	instances map[instance]*Control
 	pools     map[relay.PoolID]*Control
 	tunnels   map[relay.TunnelID]*Tunnel
-	successor map[relay.TunnelID]*Tunnel // opens when the tunnel it replaces has closed
-	ousted    map[instance]time.Time     // superseded clients, until when they are refused
-	revoked   map[string]uint64          // subjects, by the revocation that named them
+	closing   map[relay.TunnelID]*departure
+	ousted    map[instance]time.Time // superseded clients, until when they are refused
+	revoked   map[string]uint64      // subjects, by the revocation that named them
+	next      uint64                 // last pool or tunnel number given
 }
 
 // request is what a connection's goroutine asks of the hub.
@@ -101,11 +101,12 @@ func newHub(o *Options, e engine) *hub {
 		options: o, engine: e, log: o.Log,
 		in: make(chan request), policies: make(chan Policy),
 		refusals: logging.NewRateLimited(o.Log, 10*time.Second, 256),
-		policy:   o.Policy, site: site{ephemeral: ephemeralPorts()}, next: uint64(proxyDoor),
+		policy:   o.Policy, site: site{ephemeral: ephemeralPorts()},
 		maps: maps{
 			controls: make(map[controlKey]*Control), byID: make(map[uint64]*Control), instances: make(map[instance]*Control),
-			pools: make(map[relay.PoolID]*Control), tunnels: make(map[relay.TunnelID]*Tunnel), successor: make(map[relay.TunnelID]*Tunnel),
+			pools: make(map[relay.PoolID]*Control), tunnels: make(map[relay.TunnelID]*Tunnel), closing: make(map[relay.TunnelID]*departure),
 			ousted: make(map[instance]time.Time), revoked: make(map[string]uint64),
+			next: uint64(proxyDoor),
 		},
 	}
 }
@@ -123,7 +124,7 @@ func (h *hub) run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			for _, c := range h.maps.controls {
-				c.bye(wire.NewRefusal(wire.CodeShutdown, ""), time.Second)
+				c.bye(wire.NewRefusal(wire.CodeShutdown, ""), shutdownRetry)
 			}
 			return nil
 		case r := <-h.in:
@@ -160,8 +161,8 @@ func (h *hub) tell(ctx context.Context, r request) bool {
 
 // number gives a number that was not used before.
 func (h *hub) number() uint64 {
-	h.next++
-	return h.next
+	h.maps.next++
+	return h.maps.next
 }
 
 func (h *hub) event(ev relay.Event) {

@@ -83,13 +83,21 @@ func (p placement) candidates(first, last uint16, without identity.PortRange) []
 	}
 	h := fnv.New64a()
 	_, _ = h.Write([]byte(p.owner))
-	draw := rand.New(rand.NewPCG(h.Sum64(), 0)) //nolint:gosec // G404: a stable order is wanted, not a secret one
+	draw := rand.New(rand.NewPCG(h.Sum64(), 0)) // a stable order is wanted, not a secret one
 	var ports []uint16
-	for range 4 * maxCandidates {
-		if port := nth(allowed, draw.IntN(total)); !slices.Contains(ports, port) {
+	add := func(n int) {
+		if port := nth(allowed, n); !slices.Contains(ports, port) {
 			ports = append(ports, port)
 		}
-		if len(ports) == min(total, maxCandidates) {
+	}
+	if total <= maxCandidates { // then every one is tried
+		for _, n := range draw.Perm(total) {
+			add(n)
+		}
+		return ports
+	}
+	for range 4 * maxCandidates {
+		if add(draw.IntN(total)); len(ports) == maxCandidates {
 			break
 		}
 	}

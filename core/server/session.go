@@ -36,7 +36,7 @@ type window struct {
 // accept tells whether id is new, and remembers it.
 func (w *window) accept(id uint64) bool {
 	switch {
-	case id == 0 || id+windowSize <= w.newest:
+	case id == 0:
 		return false
 	case id > w.newest:
 		if id-w.newest >= windowSize {
@@ -47,7 +47,7 @@ func (w *window) accept(id uint64) bool {
 			}
 		}
 		w.newest = id
-	case w.seen[id%windowSize/64]&(1<<(id%64)) != 0:
+	case w.newest-id >= windowSize || w.seen[id%windowSize/64]&(1<<(id%64)) != 0:
 		return false
 	}
 	w.seen[id%windowSize/64] |= 1 << (id % 64)

@@ -2,6 +2,7 @@ package server
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/cproxy/cproxy/core/relay"
@@ -62,14 +63,11 @@ func (h *hub) register(c *Control, spec *wire.TunnelSpec) {
 	c.tunnels[t.name()] = t
 	h.maps.tunnels[t.id] = t
 	listen.Tunnel, listen.Route = t.id, c.route(t, h.policy.MaxConns)
-	t.listen = listen // kept for the day it opens
+	t.listen = listen
 	if old != nil {
-		// The port may be the same one, so the old listener has to go first.
-		h.maps.successor[old.id] = t
 		h.unlisten(old)
-		return
 	}
-	h.engine.Submit(listen)
+	h.listen(t)
 }
 
 // mayRegister checks what does not depend on ports.
@@ -127,19 +125,56 @@ func (h *hub) tunnelListening(ev relay.Listening) {
 	c.send(m.ServerMessage())
 }
 
+// departure is a tunnel whose listeners are being closed, and those that wait
+// for its port.
+type departure struct {
+	*Tunnel
+	next []*Tunnel
+}
+
+// blocks tells whether t has to wait: it replaces the tunnel, or asks for its
+// port and no other.
+func (d *departure) blocks(t *Tunnel) bool {
+	if d.control.key == t.control.key && d.name() == t.name() {
+		return true
+	}
+	if len(t.listen.Ports) != 1 {
+		return false
+	}
+	if len(d.addresses) > 0 {
+		return d.addresses[0].Port() == t.listen.Ports[0]
+	}
+	return slices.Contains(d.listen.Ports, t.listen.Ports[0])
+}
+
+// listen opens the listeners of a tunnel when those before it are closed.
+func (h *hub) listen(t *Tunnel) {
+	for _, d := range h.maps.closing {
+		if d.blocks(t) {
+			d.next = append(d.next, t)
+			return
+		}
+	}
+	h.engine.Submit(t.listen)
+}
+
 // unlisten closes the listeners of a tunnel; its streams go on.
 func (h *hub) unlisten(t *Tunnel) {
 	delete(h.maps.tunnels, t.id)
+	h.maps.closing[t.id] = &departure{Tunnel: t}
 	h.engine.Submit(relay.Unlisten{Tunnel: t.id})
 }
 
-// tunnelClosed opens the tunnel that takes the place of a closed one.
+// tunnelClosed opens the tunnels that waited for a closed one.
 func (h *hub) tunnelClosed(id relay.TunnelID) {
-	t := h.maps.successor[id]
-	delete(h.maps.successor, id)
-	if t != nil && h.maps.tunnels[t.id] == t {
-		h.engine.Submit(t.listen)
-	} else if t != nil {
-		h.tunnelClosed(t.id) // it was closed before it opened
+	d := h.maps.closing[id]
+	if d == nil {
+		return
+	}
+	delete(h.maps.closing, id)
+	for _, t := range d.next {
+		if h.maps.tunnels[t.id] == t { // else it was closed before it opened
+			h.listen(t)
+		}
 	}
 }
