@@ -23,6 +23,8 @@ const (
 	// handshakeSlots bounds the TLS handshakes at one time. A slot is taken
 	// when the whole ClientHello is there, so silent peers hold none.
 	handshakeSlots = 16
+	// lingering is how long a connection stays for its last message.
+	lingering = time.Second
 	// acceptPause is how long accepting rests after it failed, for want of
 	// descriptors mostly.
 	acceptPause = 100 * time.Millisecond
@@ -87,12 +89,12 @@ func (d *door) admit(ctx context.Context, conn net.Conn) {
 	if refusal := d.identify(ctx, g); refusal != nil {
 		d.log.Warn("client refused", "client", g.hello.GetName(), "source", peer.String(), "reason", refusal.GetReason())
 		g.link.finish(wire.NewGoodbye(refusal, 0).ServerMessage())
-		drain(g.link.conn)
+		drain(g.link)
 		return
 	}
 	control, patience := d.hub.attach(ctx, g)
 	if control == 0 {
-		drain(g.link.conn)
+		drain(g.link)
 		return
 	}
 	d.read(ctx, g, control, patience)
@@ -136,7 +138,7 @@ func (d *door) greet(ctx context.Context, conn net.Conn, peer netip.AddrPort) (*
 	}
 	if refusal != nil {
 		g.link.finish(wire.NewGoodbye(refusal, 0).ServerMessage())
-		drain(secured)
+		drain(g.link)
 		return nil, refusal.Err()
 	}
 	state := secured.ConnectionState()
@@ -248,7 +250,7 @@ func (d *door) read(ctx context.Context, g *arrival, control uint64, patience ti
 		}
 		if refusal != nil {
 			k.finish(wire.NewGoodbye(refusal, 0).ServerMessage())
-			drain(k.conn)
+			drain(k)
 		}
 		if err == nil && d.hub.tell(ctx, received{control, k, m}) {
 			continue
@@ -258,14 +260,18 @@ func (d *door) read(ctx context.Context, g *arrival, control uint64, patience ti
 		}
 		break
 	}
-	drain(k.conn) // while the hub says Goodbye to all
+	drain(k) // while the hub says Goodbye to all
 }
 
-// drain reads until the link has said its last and closed the connection, or
-// for a second: closing with unread bytes would reset it.
-func drain(conn net.Conn) {
-	_ = conn.SetReadDeadline(time.Now().Add(time.Second))
-	_, _ = io.Copy(io.Discard, conn)
+// drain waits until the link has said its last and closed the connection, or
+// for a moment. It reads meanwhile: closing with unread bytes would reset it.
+func drain(k *link) {
+	_ = k.conn.SetReadDeadline(time.Now().Add(lingering))
+	_, _ = io.Copy(io.Discard, k.conn)
+	select {
+	case <-k.done:
+	case <-time.After(lingering): // the end of the server may have ended the reading
+	}
 }
 
 func peerOf(conn net.Conn) netip.AddrPort {

@@ -29,10 +29,11 @@ type link struct {
 	writing bool
 	closing bool // close when all is written
 	closed  bool
+	done    chan struct{} // closed when it is
 }
 
 func newLink(conn *tls.Conn, peer netip.AddrPort, tasks *sync.WaitGroup) *link {
-	return &link{conn: conn, peer: peer, writer: wire.NewWriter(conn), tasks: tasks}
+	return &link{conn: conn, peer: peer, writer: wire.NewWriter(conn), tasks: tasks, done: make(chan struct{})}
 }
 
 // send queues m; what is sent after finish or close is dropped.
@@ -93,6 +94,7 @@ func (k *link) close() {
 func (k *link) shut() {
 	if !k.closed {
 		k.closed = true
+		close(k.done)
 		k.unsent = nil
 		_ = k.conn.NetConn().Close()
 	}

@@ -31,11 +31,19 @@ type running struct {
 
 type addresses struct{ ctl, proxy netip.AddrPort }
 
+// ownAddress is this process's own: ports are chosen by the names of tunnels,
+// so another process that runs the same tests chooses the same.
+func ownAddress() netip.Addr {
+	pid := os.Getpid()
+	return netip.AddrFrom4([4]byte{127, byte(1 + pid>>16), byte(pid >> 8), byte(pid)})
+}
+
 func testOptions(g *guard, log *logbook) Options {
 	o := Options{
 		CtlListen: "127.0.0.1:0", ProxyListen: "127.0.0.1:0", TLS: serverTLS(), Loops: 2, Policy: testPolicy(),
 		Secret: sha256.Sum256([]byte("secret")), Authenticator: g, Version: "test", Log: log.logger(),
 	}
+	o.Policy.PublicBind = []netip.Addr{ownAddress()}
 	return o
 }
 

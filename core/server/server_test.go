@@ -164,7 +164,7 @@ func opened(r *running) (n uint64) {
 
 func TestPortTaken(t *testing.T) {
 	r := startServer(t, nil)
-	foreign, err := net.Listen("tcp", "127.0.0.1:0")
+	foreign, err := net.Listen("tcp", netip.AddrPortFrom(ownAddress(), 0).String())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -193,9 +193,10 @@ func TestPortIsFreeAtOnce(t *testing.T) {
 		p.register(spec(fmt.Sprint("t", i+1), port))
 	}
 	p.say((&wire.CloseTunnel{Name: "t50"}).ClientMessage())
+	own := ownAddress().String()
 	for i := range 20 {
 		changed := spec("changed", port)
-		for _, changed.Bind = range [][]string{{"127.0.0.1"}, {"127.0.0.1", "127.0.0.1"}, nil} {
+		for _, changed.Bind = range [][]string{{own}, {own, own}, nil} {
 			p.ask(changed)
 		}
 		p.say((&wire.CloseTunnel{Name: "changed"}).ClientMessage())
@@ -207,6 +208,7 @@ func TestPortIsFreeAtOnce(t *testing.T) {
 	}
 	for range 20 {
 		p.say(wire.NewGoodbye(wire.NewRefusal(wire.CodeDone, ""), 0).ClientMessage())
+		hear(p, (*wire.ServerMessage).GetGoodbye)
 		p = r.dial().login()
 		p.register(spec("web", port))
 	}
