@@ -23,7 +23,8 @@ type Problem struct {
 	Message string
 }
 
-// String gives "FILE:LINE: KEY: MESSAGE", leaving out what is not known.
+// String gives "FILE:LINE: KEY: MESSAGE", leaving out what is not known. A
+// credential that stands where it does not belong is masked.
 func (p Problem) String() string {
 	var b strings.Builder
 	b.WriteString(p.File)
@@ -32,9 +33,9 @@ func (p Problem) String() string {
 	}
 	b.WriteString(": ")
 	if p.Key != "" {
-		b.WriteString(p.Key + ": ")
+		b.WriteString(conceal(p.Key) + ": ")
 	}
-	b.WriteString(p.Message)
+	b.WriteString(conceal(p.Message))
 	return b.String()
 }
 

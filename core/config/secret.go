@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"strings"
 )
 
 const masked = "***"
@@ -39,3 +40,33 @@ func (s Secret) LogValue() slog.Value { return slog.StringValue(masked) }
 
 // MarshalText hides the secret from encoders such as JSON and TOML.
 func (s Secret) MarshalText() ([]byte, error) { return []byte(masked), nil }
+
+// leastSecret is how many characters behind a colon are taken for a secret, or
+// for what is left of one that was damaged or cut.
+const leastSecret = 20
+
+// conceal masks whatever looks like the SECRET of NAME:SECRET in a text that
+// quotes the user: a join string ends up in all sorts of places by mistake.
+// Pins look the same but for what stands before the colon.
+func conceal(text string) string {
+	var b strings.Builder
+	for {
+		before, after, found := strings.Cut(text, ":")
+		b.WriteString(before)
+		if !found {
+			return b.String()
+		}
+		b.WriteByte(':')
+		rest := strings.TrimLeftFunc(after, inSecret)
+		if n := len(after) - len(rest); n >= leastSecret && !strings.HasSuffix(before, "sha256") {
+			b.WriteString(masked)
+			after = rest
+		}
+		text = after
+	}
+}
+
+// inSecret tells the characters of unpadded base64url (RFC 4648 5).
+func inSecret(c rune) bool {
+	return c == '-' || c == '_' || '0' <= c && c <= '9' || 'A' <= c && c <= 'Z' || 'a' <= c && c <= 'z'
+}

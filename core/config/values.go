@@ -85,6 +85,7 @@ func (e *valueError) Error() string { return e.text }
 func badValue(want string, got any) error {
 	switch v := got.(type) {
 	case string:
+		v = conceal(v) // before it is cut: half a secret is none the less secret
 		if len(v) > maxQuoted {
 			v = v[:maxQuoted]
 		}

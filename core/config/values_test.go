@@ -119,3 +119,26 @@ func TestProblemsHideSecrets(t *testing.T) {
 		})
 	}
 }
+
+func TestConceal(t *testing.T) {
+	secret := strings.Repeat("Ab0_-", 8) + "xyz"
+	tests := map[string]string{
+		"":                     "",
+		"host:7000":            "host:7000",
+		"unix:/run/a.sock":     "unix:/run/a.sock",
+		"[::1]:80":             "[::1]:80",
+		"sha256:" + secret:     "sha256:" + secret,
+		"site:" + secret:       "site:***",
+		"site:" + secret[:20]:  "site:***",
+		"site:" + secret + "=": "site:***=",
+		"cproxy://site:" + secret + "@h:7000?pin=sha256:" + secret: "cproxy://site:***@h:7000?pin=sha256:" + secret,
+		"a:" + secret + " b:" + secret:                             "a:*** b:***",
+	}
+	for in, want := range tests {
+		t.Run(in, func(t *testing.T) {
+			if got := conceal(in); got != want {
+				t.Errorf("got %q, want %q", got, want)
+			}
+		})
+	}
+}

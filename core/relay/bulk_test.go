@@ -66,6 +66,7 @@ func parallel(t *testing.T, all ...func() error) {
 func TestBulkBothWays(t *testing.T) {
 	const size = 100 << 20
 	eachRoute(t, Settings{}, func(t *testing.T, r route) {
+		t.Helper()
 		visitor, service := r.connect(t)
 		parallel(t,
 			func() error { return sendContent(visitor, 1, size) },
@@ -136,6 +137,7 @@ func TestManyStreams(t *testing.T) {
 // blocks; another stream is served meanwhile; then all arrives.
 func TestStalledReceiver(t *testing.T) {
 	eachRoute(t, Settings{}, func(t *testing.T, r route) {
+		t.Helper()
 		for name, upward := range map[string]bool{"LocalServer stalls": true, "visitor stalls": false} {
 			t.Run(name, func(t *testing.T) {
 				visitor, service := r.connect(t)

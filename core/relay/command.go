@@ -27,7 +27,8 @@ type Command interface {
 // the first of Ports that is free on every one of them. Port 0 lets the kernel
 // choose. The sockets are bound before Submit returns; the answer is the event
 // Listening. "::" takes IPv4 too, unless Binds also names 0.0.0.0, and stands
-// for 0.0.0.0 where the machine has no IPv6.
+// for 0.0.0.0 where the machine has no IPv6. Without a Route, connections wait
+// in the kernel's queue until a Reroute says where they go.
 type Listen struct {
 	Tunnel TunnelID
 	Binds  []netip.Addr

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -22,37 +23,42 @@ import (
 // the address of the LocalServer in this variable.
 const exhaustedEnv = "RELAY_TEST_EXHAUSTED"
 
-// TestExhaustedProcess is what that process runs: a forwarder that says where
-// it listens and then how it fares, until its standard input ends.
+// exhaustedRoom is how many descriptors it has for sockets, more or less.
+const exhaustedRoom = 20
+
+// TestExhaustedProcess is what that process runs: a forwarder and a tunnel whose
+// visitors wait in vain, until its standard input ends. It says where they
+// listen and when it is out of descriptors.
 func TestExhaustedProcess(t *testing.T) {
 	to := os.Getenv(exhaustedEnv)
 	if to == "" {
 		t.Skip("runs in a process of its own, see TestOutOfDescriptors")
 	}
-	f := startEngine(t, 2, DefaultSettings(), func(ev Event) {
-		switch ev := ev.(type) {
-		case Exhausted:
+	set := DefaultSettings()
+	set.Wait = time.Hour
+	f := startEngine(t, 2, set, func(ev Event) {
+		if ev, ok := ev.(Exhausted); ok {
 			fmt.Println("exhausted", errors.Is(ev.Err, unix.EMFILE))
-		case StreamEnded:
-			fmt.Println("ended", ev.Reason)
 		}
 	})
-	at := f.listen(1, ToTarget{Target: Target{Addresses: []Address{{TCP: netip.MustParseAddrPort(to)}}}})
-	limit := unix.Rlimit{Cur: uint64(descriptors(t) + 20), Max: 4096}
+	f.Submit(OpenPool{Pool: linkPool, Side: ServerSide, MaxIdle: -1})
+	waiting := f.listen(1, ToPool{Pool: linkPool})
+	forward := f.listen(2, ToTarget{Target: Target{Addresses: []Address{{TCP: netip.MustParseAddrPort(to)}}}})
+	limit := unix.Rlimit{Cur: uint64(descriptors(t) + exhaustedRoom), Max: 4096}
 	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
 		t.Fatal(err)
 	}
-	fmt.Println("listening", at)
+	fmt.Println("waiting", waiting)
+	fmt.Println("forward", forward)
 	_, _ = io.Copy(io.Discard, os.Stdin)
-	f.stop()
-	fmt.Println("refused", f.stats(1).Refused)
 }
 
 // exhausted is that process seen from outside.
 type exhausted struct {
-	tb     testing.TB
-	lines  chan string
-	public netip.AddrPort
+	tb      testing.TB
+	lines   chan string
+	waiting netip.AddrPort
+	forward netip.AddrPort
 }
 
 func startExhausted(t *testing.T, target Target) *exhausted {
@@ -89,7 +95,8 @@ func startExhausted(t *testing.T, target Target) *exhausted {
 			t.Errorf("the exhausted process: %v", err)
 		}
 	})
-	x.public = netip.MustParseAddrPort(x.await("listening "))
+	x.waiting = netip.MustParseAddrPort(x.await("waiting "))
+	x.forward = netip.MustParseAddrPort(x.await("forward "))
 	return x
 }
 
@@ -112,83 +119,84 @@ func (x *exhausted) await(word string) string {
 	}
 }
 
-// Out of descriptors: visitors are reset, it is told, nothing spins, and all
-// is well again when descriptors are free.
+// told counts what the process has said since, without waiting.
+func (x *exhausted) told(word string) (n int) {
+	for {
+		select {
+		case line := <-x.lines:
+			if strings.HasPrefix(line, word) {
+				n++
+			}
+		default:
+			return n
+		}
+	}
+}
+
+// tryEcho tells whether a visitor of the forwarder is served; if not it must
+// have been reset.
+func (x *exhausted) tryEcho() bool {
+	x.tb.Helper()
+	c, err := net.DialTCP("tcp", nil, net.TCPAddrFromAddrPort(x.forward))
+	if err == nil {
+		defer drop(c)
+		_ = c.SetDeadline(time.Now().Add(patience))
+		if _, err = io.WriteString(c, "hello"); err == nil {
+			_, err = io.ReadFull(c, make([]byte, 5))
+		}
+	}
+	if err != nil && !errors.Is(err, syscall.ECONNRESET) && !errors.Is(err, syscall.EPIPE) {
+		x.tb.Fatalf("neither served nor reset: %v", err)
+	}
+	return err == nil
+}
+
+// Out of descriptors: visitors are reset, it is told, nothing spins, those
+// inside live on, and all is well again when descriptors are free.
 func TestOutOfDescriptors(t *testing.T) {
 	s := localServer(t, echo)
 	x := startExhausted(t, s.target)
 	began := time.Now()
-	var served []*net.TCPConn
-	refused := 0
-	for refused < 40 {
-		c, err := net.DialTCP("tcp", nil, net.TCPAddrFromAddrPort(x.public))
-		if err == nil {
-			_ = c.SetDeadline(time.Now().Add(patience))
-			_, err = io.WriteString(c, "hello")
+	inside := dialTCP(t, x.forward)
+	say(t, inside, "hello")
+	hear(t, inside, "hello")
+
+	resets := make(chan error, 3*exhaustedRoom)
+	var reading sync.WaitGroup
+	var visitors []*net.TCPConn
+	for range cap(resets) {
+		c, err := net.DialTCP("tcp", nil, net.TCPAddrFromAddrPort(x.waiting))
+		if err != nil {
+			resets <- err
+			continue
 		}
-		if err == nil {
-			_, err = io.ReadFull(c, make([]byte, 5))
-		}
-		switch {
-		case err == nil:
-			served = append(served, c)
-		case errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE):
-			refused++
-			if c != nil {
-				c.Close()
-			}
-		default:
-			t.Fatalf("neither served nor reset: %v", err)
-		}
+		_ = c.SetDeadline(time.Now().Add(patience))
+		visitors = append(visitors, c)
+		reading.Go(func() {
+			_, err := c.Read(make([]byte, 1))
+			resets <- err
+		})
 	}
-	if len(served) == 0 {
-		t.Fatal("nobody was served")
+	for range exhaustedRoom {
+		if err := <-resets; !errors.Is(err, syscall.ECONNRESET) {
+			t.Fatalf("a visitor too many saw %v, want a reset", err)
+		}
 	}
 	if got := x.await("exhausted "); got != "true" {
 		t.Fatal("Exhausted does not carry EMFILE")
 	}
-	for _, c := range served { // those inside live on
-		say(t, c, "still here")
-		hear(t, c, "still here")
-	}
-	for _, c := range served {
+	say(t, inside, "still here")
+	hear(t, inside, "still here")
+
+	for _, c := range visitors {
+		_ = c.SetLinger(0)
 		c.Close()
 	}
-	for range served {
-		x.await("ended ")
-	}
-	for { // a visitor that is served shows that it recovered
-		c, err := net.DialTCP("tcp", nil, net.TCPAddrFromAddrPort(x.public))
-		if err != nil {
-			continue
-		}
-		_ = c.SetDeadline(time.Now().Add(patience))
-		_, err = io.WriteString(c, "again")
-		if err == nil {
-			_, err = io.ReadFull(c, make([]byte, 5))
-		}
-		c.Close()
-		if err == nil {
-			break
-		}
-		if errors.Is(err, os.ErrDeadlineExceeded) {
-			t.Fatal("neither served nor reset")
-		}
-	}
+	reading.Wait()
+	eventually(t, "served again", x.tryEcho)
 	// Every report comes with a pause of its listener in its loop.
-	told := 0
-	for more := true; more; {
-		select {
-		case line := <-x.lines:
-			if strings.HasPrefix(line, "exhausted") {
-				told++
-			}
-		default:
-			more = false
-		}
-	}
-	if most := 2*int(time.Since(began)/exhaustedPause) + 4; told > most {
-		t.Fatalf("told %d times, %d are possible with a pause after each", told, most)
+	if n, most := 1+x.told("exhausted"), 4*(int(time.Since(began)/exhaustedPause)+1); n > most {
+		t.Fatalf("told %d times, %d are possible with a pause after each", n, most)
 	}
 }
 

@@ -9,8 +9,8 @@ import (
 // cheaper.
 const maxDropped = 64 << 10
 
-// maxHeldDialing bounds what one read takes from an idle conn, and so what is
-// held while a LocalServer is dialled.
+// maxHeldDialing bounds what one read takes from a conn that is idle or whose
+// LocalServer is being dialled, and so what is held meanwhile.
 const maxHeldDialing = 16 << 10
 
 // begin gives the conn to a stream.
@@ -133,7 +133,7 @@ func (l *loop) readProxy(p *proxyConn, slice int) (more bool) {
 			p.in.held = nil
 		}
 		limit := loopBuffer
-		if p.state != proxyStream {
+		if p.state != proxyStream || p.stream != nil && p.stream.front.state == rawConnecting {
 			limit = maxHeldDialing
 		}
 		n, eof, failed := p.read(l.mem.rx[off:limit])

@@ -33,7 +33,7 @@ func (p *peer) hurl(b []byte) {
 	_, _ = p.Write(b) // may fail half-way: the engine closes what it refuses
 	_ = p.CloseWrite()
 	readAll(p.tb, p)
-	p.Close()
+	drop(p)
 }
 
 // Whatever a client sends on its ProxyConn, idle or inside a stream, ends that
@@ -55,7 +55,7 @@ func FuzzServerConn(f *testing.F) {
 			}
 			p.hurl(b)
 			readAll(t, visitor)
-			visitor.Close()
+			drop(visitor)
 			await[StreamEnded](n.fixture)
 		} else {
 			p.hurl(b)
@@ -81,7 +81,7 @@ func FuzzClientConn(f *testing.F) {
 		p.send(startFrame(1, linkWire), dataFrame(1, "and back"), bare(frame.Fin, 1))
 		p.wantData(1, "and back")
 		p.want(frame.Fin, 1)
-		p.Close()
+		drop(p)
 		await[ConnClosed](c.fixture)
 	})
 }
@@ -101,7 +101,7 @@ func FuzzPreface(f *testing.F) {
 		_, _ = c.Write(b)
 		_ = c.CloseWrite()
 		got := readAll(t, c)
-		c.Close()
+		drop(c)
 		if proves := proven(b); proves != (len(got) > 0) {
 			t.Fatalf("proven %v, answered with %x", proves, got)
 		}

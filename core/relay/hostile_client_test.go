@@ -21,11 +21,11 @@ func (f *far) served(t *testing.T, s *local) {
 	service := s.take(t)
 	wantRest(t, service, "welcome")
 	say(t, service, "thanks")
-	service.Close()
+	drop(service)
 	p.wantData(1, "thanks")
 	p.want(frame.Fin, 1)
 	awaitThat(f.fixture, func(ev StreamEnded) bool { return ev.Reason == Done })
-	p.Close()
+	drop(p)
 	awaitThat(f.fixture, func(ev ConnClosed) bool { return ev.Reason == ProxyLost })
 }
 
@@ -61,7 +61,7 @@ func TestClientRefusesBeforeReady(t *testing.T) {
 		})
 	}
 	t.Run("gone", func(t *testing.T) {
-		f.dialledPeer(t).Close()
+		drop(f.dialledPeer(t))
 		if ev := await[DialFailed](f.fixture); ev.Err == nil {
 			t.Fatalf("got %+v", ev)
 		}
@@ -329,8 +329,14 @@ func TestClientHoldsWhileDialling(t *testing.T) {
 	}
 	f.inLoop(0, func(l *loop) {
 		for _, slot := range l.poll.slots {
-			if c, ok := slot.h.(*proxyConn); ok && (c.in.held == nil || len(c.in.held.bytes()) > maxHeldDialing) {
-				t.Errorf("held %+v", c.in.held)
+			c, ok := slot.h.(*proxyConn)
+			if !ok {
+				continue
+			}
+			if c.in.held == nil {
+				t.Error("nothing is held")
+			} else if n := len(c.in.held.bytes()); n > maxHeldDialing {
+				t.Errorf("%d bytes are held", n)
 			}
 		}
 	})

@@ -3,6 +3,7 @@ package relay
 import (
 	"bytes"
 	"io"
+	"maps"
 	"net"
 	"strings"
 	"testing"
@@ -30,11 +31,8 @@ var malformed = map[string][]byte{
 // with gives both tables as one.
 func with(a, b map[string][]byte) map[string][]byte {
 	all := make(map[string][]byte)
-	for _, m := range []map[string][]byte{a, b} {
-		for k, v := range m {
-			all[k] = v
-		}
-	}
+	maps.Copy(all, a)
+	maps.Copy(all, b)
 	return all
 }
 
@@ -46,9 +44,9 @@ func (n *near) served(t *testing.T) {
 	p.want(frame.Start, 1)
 	p.send(dataFrame(1, "welcome"), bare(frame.Fin, 1))
 	wantRest(t, visitor, "welcome")
-	visitor.Close()
+	drop(visitor)
 	p.want(frame.Fin, 1)
-	p.Close()
+	drop(p)
 	if ev := awaitThat(n.fixture, func(ev StreamEnded) bool { return ev.Reason == Done }); ev.Down != 7 {
 		t.Fatalf("ended with %+v", ev)
 	}
@@ -157,7 +155,7 @@ func TestServerIgnoresLateReset(t *testing.T) {
 		p.want(frame.Start, seq)
 		p.send(resetFrame(seq-1, frame.ResetPeer), dataFrame(seq, "unharmed"), bare(frame.Fin, seq))
 		wantRest(t, visitor, "unharmed")
-		visitor.Close()
+		drop(visitor)
 		p.want(frame.Fin, seq)
 	}
 	if n := total[ConnClosed](n.fixture); n != 0 {
@@ -259,7 +257,7 @@ func TestServerRetires(t *testing.T) {
 		hear(t, visitor, "first this")
 		say(t, visitor, "and that")
 		p.wantData(1, "and that")
-		visitor.Close()
+		drop(visitor)
 		p.want(frame.Fin, 1)
 		p.send(bare(frame.Fin, 1))
 		p.want(frame.Close, 0)
@@ -339,7 +337,7 @@ func TestBadPrefaces(t *testing.T) {
 	t.Run("gone in the middle", func(t *testing.T) {
 		c := n.stranger(t)
 		_, _ = c.Write(good[:40])
-		c.Close()
+		drop(c)
 		if ev := await[PrefaceFailed](n.fixture); ev.Reason != BadPreface {
 			t.Fatalf("got %+v", ev)
 		}
@@ -351,7 +349,7 @@ func TestBadPrefaces(t *testing.T) {
 			n.passed()
 			p.send(good[i:])
 			p.want(frame.Ready, 0)
-			p.Close()
+			drop(p)
 		}
 	})
 	n.served(t)

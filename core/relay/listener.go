@@ -147,6 +147,10 @@ func (m watch) apply(l *loop) {
 	for _, s := range m.sockets {
 		a := &acceptor{socket: s, tunnel: m.tunnel, route: m.route}
 		l.doors[m.tunnel.id] = append(l.doors[m.tunnel.id], a)
+		if a.route == nil {
+			a.resting = true
+			continue
+		}
 		if errno := a.resume(l); errno != 0 {
 			l.exhausted(a, errno)
 		}
@@ -167,7 +171,14 @@ type (
 
 func (m reroute) apply(l *loop) {
 	for _, a := range l.doors[m.Tunnel] {
+		first := a.route == nil
 		a.route = m.Route
+		if !first {
+			continue
+		}
+		if errno := a.resume(l); errno != 0 {
+			l.exhausted(a, errno)
+		}
 	}
 }
 

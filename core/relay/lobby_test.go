@@ -38,7 +38,7 @@ func TestSilentPeers(t *testing.T) {
 		if got := readAll(t, c); len(got) != 0 {
 			t.Fatalf("a stranger was sent %x", got)
 		}
-		c.Close()
+		drop(c)
 	}
 	roundTrip(t, dialTCP(t, k.public), "and after them")
 }

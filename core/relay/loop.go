@@ -70,23 +70,21 @@ func (l *loop) run() {
 	}
 }
 
-// turn is one round: wait, handle what is ready, then messages, deadlines and
-// one slice of a queued stream.
+// turn is one round: wait, take messages, handle what is ready, then deadlines
+// and one slice of a queued stream.
 func (l *loop) turn() {
 	n := l.poll.wait(l.patience())
 	l.now = int64(time.Since(epoch))
+	// Messages first: a target that was set before a START was sent for it is
+	// known when that START is read.
+	l.applyMessages()
 	for i := range n {
 		ev := &l.poll.events[i]
 		id, gen := uint32(ev.Fd), uint32(ev.Pad)
-		if id == wakeSlot {
-			l.poll.clearWake()
-			continue
-		}
 		if s := l.poll.slots[id]; s.h != nil && s.gen == gen {
 			s.h.ready(l, ev.Events)
 		}
 	}
-	l.applyMessages()
 	for t := l.timers.pop(l.now); t != nil; t = l.timers.pop(l.now) {
 		t.expired(l)
 	}

@@ -253,8 +253,8 @@ func TestExhaustedListenerRests(t *testing.T) {
 	if l.lobby.len() != 1 {
 		t.Fatal("did not accept after the rest")
 	}
-	next.Close()
-	visitor.Close()
+	drop(next)
+	drop(visitor)
 
 	l.exhausted(a, unix.EMFILE)
 	unlisten{Tunnel: 1}.apply(l)

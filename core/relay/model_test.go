@@ -65,7 +65,7 @@ func (e *end) write() {
 	if e.cuts {
 		e.reset.Store(true)
 		_ = e.conn.SetLinger(0)
-		e.conn.Close()
+		drop(e.conn)
 		return
 	}
 	e.writeErr = e.conn.CloseWrite()
@@ -137,6 +137,7 @@ func TestModel(t *testing.T) {
 	set := DefaultSettings()
 	set.Connect = 500 * time.Millisecond // for streams that do not settle
 	eachRoute(t, set, func(t *testing.T, r route) {
+		t.Helper()
 		rng := rand.New(rand.NewPCG(seed, 7))
 		for round := range rounds {
 			var pairs [beside][2]*end
@@ -153,7 +154,7 @@ func TestModel(t *testing.T) {
 					if err := e.check(p[1-j]); err != nil {
 						t.Errorf("round %d, stream %d: %v", round, i, err)
 					}
-					e.conn.Close()
+					drop(e.conn)
 				}
 				if !p[0].cuts && !p[1].cuts {
 					clean++

@@ -128,12 +128,9 @@ func (p *poller) wait(limit time.Duration) int {
 	return max(n, 0)
 }
 
+// wake ends a wait. The eventfd is never read: edge-triggered, every write is an
+// event of its own.
 func (p *poller) wake() {
 	one := [8]byte{0: 1}
 	_, _ = unix.Write(p.wakefd, one[:])
-}
-
-func (p *poller) clearWake() {
-	var b [8]byte
-	_, _ = unix.Read(p.wakefd, b[:])
 }

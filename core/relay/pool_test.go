@@ -50,7 +50,7 @@ func TestDropTargetLeavesStreams(t *testing.T) {
 	say(t, visitor, "goes on")
 	closeWrite(t, visitor)
 	wantRest(t, service, "goes on")
-	service.Close()
+	drop(service)
 	wantRest(t, visitor, "")
 	k.ended(Done, Done)
 }

@@ -20,19 +20,23 @@ func (r route) wantCut(tb testing.TB) {
 // never takes it for an orderly end.
 func TestResetReachesTheOtherEnd(t *testing.T) {
 	eachRoute(t, Settings{}, func(t *testing.T, r route) {
+		t.Helper()
 		type ends struct{ one, other *net.TCPConn }
 		for name, run := range map[string]func(t *testing.T, e ends){
 			"at once": func(t *testing.T, e ends) {
+				t.Helper()
 				reset(t, e.one)
 				wantReset(t, e.other)
 			},
 			"in mid-stream": func(t *testing.T, e ends) {
+				t.Helper()
 				say(t, e.one, "half a mess")
 				hear(t, e.other, "half a mess")
 				reset(t, e.one)
 				wantReset(t, e.other)
 			},
 			"after its own FIN": func(t *testing.T, e ends) {
+				t.Helper()
 				say(t, e.one, "request")
 				closeWrite(t, e.one)
 				wantRest(t, e.other, "request")
@@ -40,6 +44,7 @@ func TestResetReachesTheOtherEnd(t *testing.T) {
 				wantBroken(t, e.other)
 			},
 			"after the other's FIN": func(t *testing.T, e ends) {
+				t.Helper()
 				say(t, e.other, "banner")
 				closeWrite(t, e.other)
 				wantRest(t, e.one, "banner")
@@ -71,6 +76,7 @@ func TestResetOvertakesBlockedBytes(t *testing.T) {
 	set := DefaultSettings()
 	set.Connect = 200 * time.Millisecond // how long a stream may take to settle
 	eachRoute(t, set, func(t *testing.T, r route) {
+		t.Helper()
 		t.Run("LocalServer stalls, visitor resets", func(t *testing.T) {
 			visitor, _ := r.connect(t)
 			fill(t, visitor, content(1))
@@ -94,8 +100,8 @@ func TestResetOvertakesBlockedBytes(t *testing.T) {
 			visitor, service := r.connect(t)
 			say(t, visitor, "and now?")
 			hear(t, service, "and now?")
-			visitor.Close()
-			service.Close()
+			drop(visitor)
+			drop(service)
 			wantDone(t, r.engines)
 		})
 	})

@@ -45,34 +45,30 @@ func unixServer(tb testing.TB, handle func(net.Conn)) *local {
 func localOn(tb testing.TB, ln net.Listener, a Address, handle func(net.Conn)) *local {
 	tb.Helper()
 	s := &local{target: Target{Addresses: []Address{a}}, conns: make(chan net.Conn, 2048)}
-	var mu sync.Mutex
 	var all []net.Conn
-	var running sync.WaitGroup
-	running.Go(func() {
+	var accepting, handling sync.WaitGroup
+	accepting.Go(func() {
 		for {
 			c, err := ln.Accept()
 			if err != nil {
 				return
 			}
 			_ = c.SetDeadline(time.Now().Add(patience))
-			mu.Lock()
 			all = append(all, c)
-			mu.Unlock()
 			if handle == nil {
 				s.conns <- c
 			} else {
-				running.Go(func() { handle(c) })
+				handling.Go(func() { handle(c) })
 			}
 		}
 	})
 	s.close = sync.OnceFunc(func() {
 		ln.Close()
-		mu.Lock()
+		accepting.Wait()
 		for _, c := range all {
 			c.Close()
 		}
-		mu.Unlock()
-		running.Wait()
+		handling.Wait()
 	})
 	tb.Cleanup(s.close)
 	return s
@@ -115,7 +111,7 @@ func dialTCP(tb testing.TB, a netip.AddrPort) *net.TCPConn {
 		tb.Fatal(err)
 	}
 	_ = c.SetDeadline(time.Now().Add(patience))
-	tb.Cleanup(func() { c.Close() })
+	tb.Cleanup(func() { drop(c) })
 	return c
 }
 
@@ -158,13 +154,20 @@ func closeWrite(tb testing.TB, c *net.TCPConn) {
 	}
 }
 
+// drop closes connections, whatever comes of it.
+func drop(all ...io.Closer) {
+	for _, c := range all {
+		c.Close()
+	}
+}
+
 // reset ends a connection with RST.
 func reset(tb testing.TB, c *net.TCPConn) {
 	tb.Helper()
 	if err := c.SetLinger(0); err != nil {
 		tb.Fatalf("set linger: %v", err)
 	}
-	c.Close()
+	drop(c)
 }
 
 // wantReset wants the connection to end with RST, and gives what came before.
@@ -188,7 +191,7 @@ func wantRefused(tb testing.TB, a netip.AddrPort) {
 	if err != nil {
 		tb.Fatalf("dial: %v; want a reset", err)
 	}
-	defer c.Close()
+	defer drop(c)
 	_ = c.SetDeadline(time.Now().Add(patience))
 	wantReset(tb, c)
 }

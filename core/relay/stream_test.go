@@ -2,6 +2,7 @@ package relay
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -12,6 +13,7 @@ import (
 
 func TestHalfClose(t *testing.T) {
 	eachRoute(t, Settings{}, func(t *testing.T, r route) {
+		t.Helper()
 		t.Run("visitor first", func(t *testing.T) {
 			visitor, service := r.connect(t)
 			say(t, visitor, "request")
@@ -79,7 +81,7 @@ func sips(c *net.TCPConn, rng *rand.Rand) ([]byte, error) {
 	for {
 		n, err := c.Read(b[:1+rng.IntN(1<<rng.IntN(18))])
 		all = append(all, b[:n]...)
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return all, nil
 		}
 		if err != nil {
@@ -121,6 +123,7 @@ func randomBytes(rng *rand.Rand, most int) []byte {
 func TestRandomChunks(t *testing.T) {
 	seed := seedOf(t)
 	eachRoute(t, Settings{}, func(t *testing.T, r route) {
+		t.Helper()
 		rng := rand.New(rand.NewPCG(seed, 0))
 		var up, down uint64
 		for i := range 40 {
@@ -135,8 +138,8 @@ func TestRandomChunks(t *testing.T) {
 			}
 			a, b := randomBytes(rng, most), randomBytes(rng, most)
 			exchangeAtOnce(t, visitor, service, a, b, rng.Uint64())
-			visitor.Close()
-			service.Close()
+			drop(visitor)
+			drop(service)
 			r.ended(t, len(a), len(b))
 			up, down = up+uint64(len(a)), down+uint64(len(b))
 			if t.Failed() {

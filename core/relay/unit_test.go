@@ -269,7 +269,7 @@ func TestReasons(t *testing.T) {
 			t.Errorf("got %q, want %q", got, want)
 		}
 	}
-	for c := frame.ResetCode(0); c < frame.ResetAcknowledge+2; c++ {
+	for c := range frame.ResetAcknowledge + 2 {
 		if r := remoteReason(c); r < Done || reasonNames[r] == "" || r == Done {
 			t.Errorf("code %d means %v here", c, r)
 		}

@@ -154,6 +154,11 @@ func (h *hub) welcome(c *Control, a *arrival, resumed bool) {
 		HeartbeatMs: uint64(c.heartbeat.Milliseconds()), ProxyAddress: h.site.proxyAddress, Mode: wire.ModePlain,
 		Resumed: resumed, Tunnels: open, ServerVersion: h.options.Version, PoolMax: uint32(h.policy.PoolMax),
 	}).ServerMessage())
+	for _, t := range c.tunnels {
+		if len(t.addresses) > 0 && !t.known {
+			c.announce(t)
+		}
+	}
 	h.log.Info("client connected", "client", c.key.name, "subject", c.key.subject, "control", c.id, "epoch", c.epoch,
 		"resumed", resumed, "tunnels", len(open), "source", a.link.peer.String(), "version", a.hello.GetClientVersion())
 }

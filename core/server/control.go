@@ -54,6 +54,7 @@ type Tunnel struct {
 	spec      *wire.TunnelSpec
 	listen    relay.Listen
 	addresses []netip.AddrPort // empty until the engine listens
+	known     bool             // by the client: visitors are let in
 }
 
 // wireID is what START calls the tunnel.
@@ -87,6 +88,12 @@ func (c *Control) send(m *wire.ServerMessage) {
 	if c.link != nil {
 		c.link.send(m)
 	}
+}
+
+// announce asks the client to say that it knows a tunnel, since START may
+// overtake what the CtlConn brings.
+func (c *Control) announce(t *Tunnel) {
+	c.send((&wire.Ping{Nonce: uint64(t.id)}).ServerMessage())
 }
 
 // bye takes leave of the client and closes its connection.

@@ -283,8 +283,9 @@ func (h *hub) openPool(c *Control) {
 // reroute makes the engine carry a tunnel's PublicConns by the policy and the
 // Control of the moment.
 func (h *hub) reroute(t *Tunnel) {
-	t.listen.Route = t.control.route(t, h.policy.MaxConns)
-	h.engine.Submit(relay.Reroute{Tunnel: t.id, Route: t.listen.Route})
+	if t.known {
+		h.engine.Submit(relay.Reroute{Tunnel: t.id, Route: t.control.route(t, h.policy.MaxConns)})
+	}
 }
 
 // tick looks at what time has done: pings that are due, clients that did not
@@ -297,7 +298,7 @@ func (h *hub) tick(now time.Time) {
 			h.end(c, false)
 		case c.link != nil && now.After(c.nextPing):
 			c.nextPing = now.Add(c.heartbeat)
-			c.send((&wire.Ping{Nonce: uint64(now.UnixNano())}).ServerMessage())
+			c.send((&wire.Ping{}).ServerMessage())
 		}
 	}
 	for id, until := range h.maps.ousted {

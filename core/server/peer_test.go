@@ -44,6 +44,7 @@ func newPeer(t *testing.T, conn net.Conn, settle func()) *peer {
 		defer close(ended)
 		defer close(p.heard)
 		r := wire.NewReader(p.conn)
+		own := wire.NewWriter(p.conn)
 		for {
 			m, err := r.ReadServerMessage()
 			if err != nil {
@@ -51,6 +52,12 @@ func newPeer(t *testing.T, conn net.Conn, settle func()) *peer {
 			}
 			if err := m.Validate(); err != nil {
 				t.Errorf("heard what no client accepts: %v", err)
+			}
+			if n := m.GetPing().GetNonce(); n > 0 { // a tunnel is announced
+				if err := own.WriteClientMessage((&wire.Pong{Nonce: n}).ClientMessage()); err != nil {
+					return
+				}
+				continue
 			}
 			p.heard <- m
 		}

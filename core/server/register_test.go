@@ -7,6 +7,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"testing/synctest"
 
 	"github.com/cproxy/cproxy/core/identity"
 	"github.com/cproxy/cproxy/core/relay"
@@ -30,14 +31,23 @@ func TestRegister(t *testing.T) {
 		if !slices.Equal(r.GetPublicAddresses(), []string{"127.0.0.1:8080"}) {
 			t.Errorf("registered %v", r)
 		}
+		synctest.Wait()
+		w.engine.mu.Lock()
+		all := slices.Clone(w.engine.commands)
+		w.engine.mu.Unlock()
 		listens := commands[relay.Listen](w)
 		if len(listens) != 1 {
 			t.Fatalf("listens %v", listens)
 		}
 		l := listens[0]
 		want := relay.ToPool{Pool: pools[0].Pool, Wire: r.GetId(), MaxConns: 100}
-		if l.Route != want || !slices.Equal(l.Ports, []uint16{8080}) || !slices.Equal(l.Binds, []netip.Addr{loopback}) {
-			t.Errorf("listen %v, want route %v", l, want)
+		if l.Route != nil || !slices.Equal(l.Ports, []uint16{8080}) || !slices.Equal(l.Binds, []netip.Addr{loopback}) {
+			t.Errorf("listen %v, want no route yet", l)
+		}
+
+		// Visitors are let in when the client has said that it knows the tunnel.
+		if got := all[len(all)-1]; got != relay.Command(relay.Reroute{Tunnel: l.Tunnel, Route: want}) {
+			t.Errorf("the last command is %v, want the route %v", got, want)
 		}
 
 		again := p.register(spec("web", 8080))
@@ -95,7 +105,7 @@ func TestChangedSpecWaitsForItsPort(t *testing.T) {
 		if r.GetId() == first.GetId() {
 			t.Error("the new tunnel has the old one's id")
 		}
-		if got := w.sequence(); !slices.Equal(got, []string{"Listen"}) {
+		if got := w.sequence(); !slices.Equal(got, []string{"Listen", "Reroute"}) {
 			t.Errorf("commands %v", got)
 		}
 		p.silent()

@@ -31,6 +31,7 @@ func (m received) handle(h *hub) {
 			h.unlisten(t)
 		}
 	case *wire.ClientMessage_Pong:
+		h.known(c, relay.TunnelID(k.Pong.GetNonce()))
 	case *wire.ClientMessage_Goodbye:
 		h.log.Info("client left", "client", c.key.name, "control", c.id)
 		h.end(c, false)
@@ -62,7 +63,7 @@ func (h *hub) register(c *Control, spec *wire.TunnelSpec) {
 	t := &Tunnel{id: relay.TunnelID(h.number()), control: c, spec: spec}
 	c.tunnels[t.name()] = t
 	h.maps.tunnels[t.id] = t
-	listen.Tunnel, listen.Route = t.id, c.route(t, h.policy.MaxConns)
+	listen.Tunnel = t.id
 	t.listen = listen
 	if old != nil {
 		h.unlisten(old)
@@ -123,6 +124,16 @@ func (h *hub) tunnelListening(ev relay.Listening) {
 	m := t.registered()
 	h.log.Info("tunnel open", "tunnel", t.name(), "client", c.key.name, "control", c.id, "address", strings.Join(m.GetPublicAddresses(), " "))
 	c.send(m.ServerMessage())
+	c.announce(t)
+}
+
+// known lets visitors in: the client has answered the Ping that followed the
+// news of the tunnel, so no START for it comes too early.
+func (h *hub) known(c *Control, id relay.TunnelID) {
+	if t := h.maps.tunnels[id]; t != nil && t.control == c && len(t.addresses) > 0 && !t.known {
+		t.known = true
+		h.reroute(t)
+	}
 }
 
 // departure is a tunnel whose listeners are being closed, and those that wait
