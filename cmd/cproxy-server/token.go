@@ -104,7 +104,7 @@ func addToken(cmd *cobra.Command, cfg *config.Server, name string, grants identi
 	}
 	secret, err := identity.AddToken(cfg.TokensFile, name, grants)
 	if err != nil {
-		return fmt.Errorf("add token: %w", err)
+		return err // it says that it is about adding a token
 	}
 	pin := id.Pin()
 	join := identity.Join{Name: name, Secret: secret, Address: address, Pin: &pin}
@@ -210,7 +210,7 @@ func newTokenRevoke() *cobra.Command {
 				return err
 			}
 			if err := identity.RevokeToken(cfg.TokensFile, args[0]); err != nil {
-				return fmt.Errorf("revoke token: %w", err)
+				return err // it says that it is about revoking a token
 			}
 			_, err = fmt.Fprintf(cmd.OutOrStdout(), "revoked %s\n", args[0])
 			return err

@@ -244,8 +244,14 @@ func (a *acceptor) expired(l *loop) {
 	if l.spare < 0 {
 		l.keepSpare()
 	}
-	if errno := a.resume(l); errno != 0 {
-		l.exhausted(a, errno)
+	if a.resting {
+		if errno := a.resume(l); errno != 0 {
+			l.exhausted(a, errno)
+			return
+		}
+	}
+	if l.spare < 0 { // or the next shortage would find none
+		l.timers.set(&a.timer, a, l.after(exhaustedPause))
 	}
 }
 

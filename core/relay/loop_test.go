@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cproxy/cproxy/core/frame"
 	"golang.org/x/sys/unix"
 )
 
@@ -193,6 +194,42 @@ func TestSettleReadsOn(t *testing.T) {
 	l.once()
 	if p.state != proxyIdle || p.idleAt != 0 {
 		t.Fatalf("state %d: not read", p.state)
+	}
+}
+
+// So are bytes that were held because their destination was blocked.
+func TestSettleDropsHeldBytes(t *testing.T) {
+	l := stillLoop(t)
+	sh := l.openPool(ServerSide)
+	p, _ := l.member(t, sh, proxyIdle)
+	p.begin(nil, 1)
+	p.txEnd = true
+	p.in.held, p.in.blocked = l.mem.hold(append(dataFrame(1, "for nobody"), bare(frame.Fin, 1)...)), true
+	l.settle(p)
+	l.once()
+	if p.state != proxyIdle || p.in.held != nil {
+		t.Fatalf("state %d, held %v", p.state, p.in.held)
+	}
+}
+
+// Closing the pool does not take the last bytes of a stream that ended well.
+func TestClosePoolLeavesLastBytes(t *testing.T) {
+	l := stillLoop(t)
+	sh := l.openPool(ServerSide)
+	p, theirs := l.member(t, sh, proxyStream)
+	p.out = l.mem.hold([]byte("the last bytes"))
+	p.canWrite = false
+	l.settle(p)
+	closeShard{Pool: linkPool}.apply(l)
+	if p.state == proxyClosed {
+		t.Fatal("closed at once")
+	}
+	p.canWrite = true
+	l.visit(p, visitSlice)
+	b := make([]byte, 64)
+	n, err := unix.Read(theirs, b)
+	if want := "the last bytes" + string(bare(frame.Close, 0)); err != nil || string(b[:n]) != want || p.state != proxyClosed {
+		t.Fatalf("read %q, %v, state %d", b[:max(n, 0)], err, p.state)
 	}
 }
 

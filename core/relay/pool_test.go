@@ -272,6 +272,7 @@ func TestClosePool(t *testing.T) {
 				}
 				await[ConnClosed](k.server.fixture) // and that of the stream
 				await[ConnClosed](k.client.fixture)
+				f.wantNoShards()
 			})
 		}
 	}
@@ -289,10 +290,15 @@ func TestClosePoolAgainWithCut(t *testing.T) {
 	wantReset(t, visitor)
 	wantReset(t, service)
 	k.ended(Cut, Cut)
-	for i := range k.server.loops {
-		k.server.inLoop(i, func(l *loop) {
+	k.server.wantNoShards()
+}
+
+func (f *fixture) wantNoShards() {
+	f.tb.Helper()
+	for i := range f.loops {
+		f.inLoop(i, func(l *loop) {
 			if len(l.shards) != 0 {
-				t.Errorf("loop %d remembers a closed pool", i)
+				f.tb.Errorf("loop %d remembers a closed pool", i)
 			}
 		})
 	}
