@@ -23,6 +23,7 @@ help: ## Explain every target
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo 'Settings: FUZZTIME=$(FUZZTIME) (per fuzz target), VERSION=$(VERSION) (of the binaries), DEMO_ONCE=1 (demo ends after its proof)'
+	@echo 'Settings of bench: BENCH_ROUNDS=5, BENCH_TIME=1.5s (of each load), BENCH_LIMIT=14m, BENCH_QUICK=1 (a minute, to try it), BENCH_OUT=docs, BENCH_INSTALL=0 (no packages), BENCH_FRP=DIR (with frps and frpc)'
 
 .PHONY: build
 build: ## Build the static binaries into ./bin
@@ -64,6 +65,10 @@ fuzz: ## Run each fuzz target for FUZZTIME in turn
 .PHONY: demo
 demo: ## Run server, client and a small web page here until Ctrl-C
 	@./test/demo/run.sh
+
+.PHONY: bench
+bench: ## Measure against other forwarders, write docs/benchmarks.md
+	go run ./test/bench
 
 .PHONY: tools
 tools: $(GOLANGCI_LINT) $(PROTOC_GEN_GO) ## Install the pinned tools into ./.tools
