@@ -241,3 +241,27 @@ func FuzzParsePreface(f *testing.F) {
 		}
 	})
 }
+
+func TestNames(t *testing.T) {
+	for typ := Ready; typ <= Close; typ++ {
+		if got := typ.String(); got == "" || got[0] == 't' {
+			t.Errorf("type %d has no name: %q", typ, got)
+		}
+	}
+	for c := ResetPeer; c <= ResetAcknowledge; c++ {
+		if got := c.String(); got == "" || len(got) > 6 && got[:6] == "reset " && c != ResetPeer {
+			t.Errorf("reset code %d has no name: %q", c, got)
+		}
+	}
+	for got, want := range map[string]string{
+		Type(0).String():                "type 0",
+		(Close + 1).String():            "type 10",
+		ResetCode(0).String():           "reset code 0",
+		(ResetAcknowledge + 1).String(): "reset code 8",
+		ResetCode(1<<32 - 1).String():   "reset code 4294967295",
+	} {
+		if got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+}

@@ -202,17 +202,13 @@ func TestProxyPortRefuses(t *testing.T) {
 func TestHeartbeats(t *testing.T) {
 	const beat = 5 * time.Millisecond
 	t.Run("answered, conns live", func(t *testing.T) {
-		k := startLink(t, linkOptions{loops: 2, conns: 3, heartbeat: beat, target: localServer(t, echo).target})
-		for range 30 {
-			for i := range k.server.loops {
-				k.server.inLoop(i, func(l *loop) {
-					for _, sh := range l.shards {
-						sh.beat(l)
-					}
-				})
+		k := startLink(t, linkOptions{loops: 2, conns: 3, heartbeat: time.Hour, target: localServer(t, echo).target})
+		for range 10 {
+			k.server.beatAll()
+			for _, f := range []*fixture{k.client.fixture, k.server.fixture} {
+				eventually(t, "nothing is missed", func() bool { return f.missed() == 0 })
 			}
-			k.client.passed()
-			k.server.passed()
+			k.client.beatAll()
 		}
 		roundTrip(t, dialTCP(t, k.public), "alive")
 		if n := total[ConnClosed](k.server.fixture) + total[ConnClosed](k.client.fixture); n != 0 {
@@ -236,4 +232,32 @@ func TestHeartbeats(t *testing.T) {
 			t.Fatalf("closed with %+v", ev)
 		}
 	})
+}
+
+// beatAll has a heartbeat in every shard.
+func (f *fixture) beatAll() {
+	f.tb.Helper()
+	f.eachShard(func(l *loop, sh *shard) { sh.beat(l) })
+}
+
+// missed counts the heartbeats that idle conns have not answered.
+func (f *fixture) missed() (n int) {
+	f.tb.Helper()
+	f.eachShard(func(_ *loop, sh *shard) {
+		for _, p := range sh.idle {
+			n += int(p.missed)
+		}
+	})
+	return n
+}
+
+func (f *fixture) eachShard(run func(l *loop, sh *shard)) {
+	f.tb.Helper()
+	for i := range f.loops {
+		f.inLoop(i, func(l *loop) {
+			for _, sh := range l.shards {
+				run(l, sh)
+			}
+		})
+	}
 }

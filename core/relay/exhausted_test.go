@@ -189,8 +189,7 @@ func TestOutOfDescriptors(t *testing.T) {
 	hear(t, inside, "still here")
 
 	for _, c := range visitors {
-		_ = c.SetLinger(0)
-		c.Close()
+		reset(t, c)
 	}
 	reading.Wait()
 	eventually(t, "served again", x.tryEcho)

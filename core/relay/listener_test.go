@@ -90,6 +90,31 @@ func TestListenOnBothFamilies(t *testing.T) {
 	}
 }
 
+// Without a route connections wait in the kernel's queue, and the port is taken.
+func TestListenWithoutRoute(t *testing.T) {
+	s := localServer(t, nil)
+	f := startEngine(t, 2, DefaultSettings(), nil)
+	at := f.listen(1, nil)
+	visitor := dialTCP(t, at)
+	say(t, visitor, "let me in")
+	f.passed()
+	if n := f.conns.Load(); n != 0 {
+		t.Fatalf("%d accepted without a route", n)
+	}
+	if ev := f.tryListen(Listen{Tunnel: 2, Binds: []netip.Addr{loopback}, Ports: []uint16{at.Port()}}); !errors.Is(ev.Err, unix.EADDRINUSE) {
+		t.Fatalf("got %+v", ev)
+	}
+	f.Submit(Reroute{Tunnel: 1, Route: ToTarget{Target: s.target}})
+	hear(t, s.take(t), "let me in")
+
+	f.Submit(Listen{Tunnel: 3, Binds: []netip.Addr{loopback}, Ports: []uint16{0}})
+	never := awaitThat(f, func(ev Listening) bool { return ev.Tunnel == 3 }).Addresses[0]
+	left := dialTCP(t, never)
+	f.Submit(Unlisten{Tunnel: 3})
+	await[Unlistened](f)
+	wantReset(t, left)
+}
+
 // Unlisten closes the port only: it can be bound again, and streams finish.
 func TestUnlisten(t *testing.T) {
 	s := localServer(t, nil)

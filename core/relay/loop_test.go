@@ -6,8 +6,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/cproxy/cproxy/core/frame"
 	"golang.org/x/sys/unix"
+
+	"github.com/cproxy/cproxy/core/frame"
 )
 
 // stillLoop is the first of two loops that the test turns by hand.
@@ -205,6 +206,7 @@ func TestSettleDropsHeldBytes(t *testing.T) {
 	p.begin(nil, 1)
 	p.txEnd = true
 	p.in.held, p.in.blocked = l.mem.hold(append(dataFrame(1, "for nobody"), bare(frame.Fin, 1)...)), true
+	l.poll.wait(0) // no event is left that would have it read
 	l.settle(p)
 	l.once()
 	if p.state != proxyIdle || p.in.held != nil {

@@ -206,55 +206,6 @@ func (sh *shard) leave(l *loop, c *rawConn) {
 	sh.publish(l)
 }
 
-// seek finds conns for the PublicConns that wait: from the loop that has most
-// idle ones, else by telling the control plane.
-func (sh *shard) seek(l *loop) {
-	for sh.waiting.len() > sh.asked {
-		donor := sh.pool.richest(l.id)
-		if donor < 0 {
-			break
-		}
-		sh.asked++
-		l.engine.loops[donor].inbox.post(wanted{sh.pool.id, l.id})
-		if sh.asked >= int(sh.pool.cells[donor].idle.Load()) {
-			break
-		}
-	}
-	if sh.waiting.len() > sh.asked && !sh.told {
-		sh.told = true
-		l.work.short = append(l.work.short, sh)
-	}
-	sh.arm(l)
-}
-
-// wanted asks a loop for an idle conn; moved brings one, none does not.
-type wanted struct {
-	pool PoolID
-	loop int
-}
-
-type none struct{ pool PoolID }
-
-func (m wanted) apply(l *loop) {
-	asker := l.engine.loops[m.loop]
-	hungry := func(sh *shard) bool { return sh.pool.cells[m.loop].waiting.Load() > 0 && sh.waiting.len() == 0 }
-	if sh := l.shard(m.pool); sh != nil && hungry(sh) {
-		if p := sh.claim(l); p != nil {
-			l.detach(p)
-			asker.inbox.post(moved{conn: p, pool: m.pool, donated: true})
-			return
-		}
-	}
-	asker.inbox.post(none{m.pool})
-}
-
-func (m none) apply(l *loop) {
-	if sh := l.shard(m.pool); sh != nil {
-		sh.asked = max(0, sh.asked-1)
-		sh.seek(l)
-	}
-}
-
 // release makes a conn available: to the PublicConn that waits longest, or as
 // an idle one.
 func (l *loop) release(p *proxyConn) {

@@ -196,18 +196,25 @@ func wantRefused(tb testing.TB, a netip.AddrPort) {
 	wantReset(tb, c)
 }
 
-// wantBroken wants writes to fail, as they do when RST came behind FIN.
-func wantBroken(tb testing.TB, c net.Conn) {
+// wantBroken wants the kernel to have been told of a reset behind FIN: reads go
+// on to give the end, writes fail.
+func wantBroken(tb testing.TB, c *net.TCPConn) {
 	tb.Helper()
-	for {
-		_, err := c.Write([]byte("still there?"))
-		if errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET) {
-			return
-		}
-		if err != nil {
-			tb.Fatalf("write: %v; want a broken connection", err)
-		}
-		time.Sleep(time.Millisecond)
+	raw, err := c.SyscallConn()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	eventually(tb, "the connection is broken", func() bool {
+		broken := false
+		err := raw.Control(func(fd uintptr) {
+			poll := []unix.PollFd{{Fd: int32(fd)}}
+			_, _ = unix.Poll(poll, 0)
+			broken = poll[0].Revents&unix.POLLERR != 0
+		})
+		return err == nil && broken
+	})
+	if _, err := c.Write([]byte("still there?")); !errors.Is(err, syscall.EPIPE) && !errors.Is(err, syscall.ECONNRESET) {
+		tb.Fatalf("write: %v; want a broken connection", err)
 	}
 }
 

@@ -19,6 +19,7 @@ func TestSpareComesBack(t *testing.T) {
 	closefd(l.spare)
 	l.spare = -1
 
+	l.now += int64(exhaustedPause)
 	withoutDescriptors(t, func() { a.expired(l) })
 	if l.spare >= 0 || a.resting || a.timer.when != l.after(exhaustedPause) {
 		t.Fatalf("spare %d, resting %v, timer at %d", l.spare, a.resting, a.timer.when)

@@ -43,7 +43,7 @@ type door struct {
 	refusals      *logging.RateLimited
 	failures      *failures
 	slots         chan struct{}
-	unadmitted    chan struct{}
+	room          *waitingRoom
 	tasks         *sync.WaitGroup
 }
 
@@ -63,31 +63,30 @@ func (d *door) serve(ctx context.Context, ln net.Listener) {
 			}
 			continue
 		}
-		select {
-		case d.unadmitted <- struct{}{}:
-			d.tasks.Go(func() { d.admit(ctx, conn) })
-		default:
-			_ = conn.Close()
-			d.refusals.Log(slog.LevelWarn, "unadmitted", "control connection refused: too many others have not identified themselves", "source", conn.RemoteAddr().String())
+		place, ousted := d.room.enter(conn)
+		if ousted != nil {
+			_ = ousted.Close()
+			d.refusals.Log(slog.LevelWarn, "unadmitted", "control connection closed: too many have not identified themselves", "source", ousted.RemoteAddr().String())
 		}
+		d.tasks.Go(func() { d.admit(ctx, conn, func() { d.room.leave(place) }) })
 	}
 }
 
-// admit runs on the goroutine of a connection: handshake, Hello, and then the
-// reading of all that follows.
-func (d *door) admit(ctx context.Context, conn net.Conn) {
+// admit runs on the goroutine of a connection: handshake, Hello, which it tells
+// by greeted, and then the reading of all that follows.
+func (d *door) admit(ctx context.Context, conn net.Conn, greeted func()) {
 	defer conn.Close()
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetReadDeadline(time.Now()) })
 	defer stop()
 	peer := peerOf(conn)
 	g, err := d.greet(ctx, conn, peer)
-	<-d.unadmitted
+	greeted()
 	if err != nil {
 		d.refusals.Log(slog.LevelInfo, "greet "+peer.Addr().String(), "control connection refused", "source", peer.String(), "reason", err.Error())
 		return
 	}
 	if refusal := d.identify(ctx, g); refusal != nil {
-		d.log.Warn("client refused", "client", g.hello.GetName(), "source", peer.String(), "reason", refusal.GetReason())
+		d.refusals.Log(slog.LevelWarn, "identify "+peer.Addr().String(), "client refused", "client", g.hello.GetName(), "source", peer.String(), "reason", refusal.GetReason())
 		g.link.finish(wire.NewGoodbye(refusal, 0).ServerMessage())
 		drain(g.link)
 		return
@@ -255,7 +254,7 @@ func (d *door) read(ctx context.Context, g *arrival, control uint64, patience ti
 		if err == nil && d.hub.tell(ctx, received{control, k, m}) {
 			continue
 		}
-		if err != nil && d.hub.tell(ctx, lost{control, k, err}) {
+		if err != nil && d.hub.tell(ctx, lost{control, k, k.why(err)}) {
 			return
 		}
 		break

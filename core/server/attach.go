@@ -4,8 +4,11 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/binary"
+	"log/slog"
 	"slices"
 	"time"
+
+	"google.golang.org/protobuf/proto"
 
 	"github.com/cproxy/cproxy/core/relay"
 	"github.com/cproxy/cproxy/core/wire"
@@ -49,7 +52,8 @@ func (h *hub) attach(ctx context.Context, a *arrival) (control uint64, patience 
 func (a attachment) handle(h *hub) {
 	c, refusal, retry := h.admit(a.arrival)
 	if refusal != nil {
-		h.log.Info("client refused", "client", a.hello.GetName(), "source", a.link.peer.String(), "reason", refusal.GetReason())
+		h.refusals.Log(slog.LevelInfo, "attach "+a.link.peer.Addr().String(), "client refused",
+			"client", a.hello.GetName(), "source", a.link.peer.String(), "reason", refusal.GetReason())
 		a.link.finish(wire.NewGoodbye(refusal, retry).ServerMessage())
 		a.reply <- admitted{}
 		return
@@ -68,7 +72,9 @@ func (h *hub) admit(a *arrival) (*Control, *wire.Refusal, time.Duration) {
 		return h.comeBack(c, a)
 	}
 	if h.maps.revoked[a.identity.Subject] > a.revocations {
-		return nil, wire.NewRefusal(wire.CodeRevoked, ""), 0
+		// The token changed while it was checked; which of the two secrets is
+		// valid now shows when it is checked again.
+		return nil, wire.NewRefusal(wire.CodeUnavailable, "the token was changed during the login: try again"), 0
 	}
 	if until, ok := h.maps.ousted[inst]; ok && time.Now().Before(until) {
 		return nil, wire.NewRefusal(wire.CodeSuperseded, ""), supersededRetry
@@ -97,6 +103,7 @@ func (h *hub) comeBack(c *Control, a *arrival) (*Control, *wire.Refusal, time.Du
 		c.link.close() // its reader has not noticed yet that it is dead
 	}
 	c.session = h.session(c.id, c.instance, a.hello.GetEpoch())
+	c.heartbeat = h.policy.Heartbeat
 	c.proxyIDs = window{}
 	c.demand = demand{}
 	h.welcome(c, a, true)
@@ -149,11 +156,15 @@ func (h *hub) welcome(c *Control, a *arrival, resumed bool) {
 	c.nextPing = time.Now().Add(c.heartbeat)
 	h.sweep.begin(min(sweepEvery, h.policy.Heartbeat))
 	open := c.open()
+	fit := fitting(open)
 	c.send((&wire.Welcome{
 		Version: wire.Version, ControlId: c.id, Epoch: c.epoch, SessionKey: slices.Clone(c.secret),
 		HeartbeatMs: uint64(c.heartbeat.Milliseconds()), ProxyAddress: h.site.proxyAddress, Mode: wire.ModePlain,
-		Resumed: resumed, Tunnels: open, ServerVersion: h.options.Version, PoolMax: uint32(h.policy.PoolMax),
+		Resumed: resumed, Tunnels: open[:fit], ServerVersion: h.options.Version, PoolMax: uint32(h.policy.PoolMax),
 	}).ServerMessage())
+	for _, r := range open[fit:] {
+		c.send(r.ServerMessage())
+	}
 	for _, t := range c.tunnels {
 		if len(t.addresses) > 0 && !t.known {
 			c.announce(t)
@@ -161,6 +172,18 @@ func (h *hub) welcome(c *Control, a *arrival, resumed bool) {
 	}
 	h.log.Info("client connected", "client", c.key.name, "subject", c.key.subject, "control", c.id, "epoch", c.epoch,
 		"resumed", resumed, "tunnels", len(open), "source", a.link.peer.String(), "version", a.hello.GetClientVersion())
+}
+
+// fitting is how many tunnels a Welcome has room for; half of a message is
+// left to everything else. The client is told of the others one by one.
+func fitting(open []*wire.TunnelRegistered) int {
+	size := 0
+	for i, r := range open {
+		if size += proto.Size(r) + 4; size > wire.MaxMessage/2 {
+			return i
+		}
+	}
+	return len(open)
 }
 
 // lost says that a client's connection ended.
@@ -196,6 +219,12 @@ func (h *hub) revoke(names []string) {
 				h.end(c, true)
 			}
 		}
+		for pool, f := range h.maps.former {
+			if f.subject == name {
+				h.engine.Submit(relay.ClosePool{Pool: pool, Cut: true})
+				delete(h.maps.former, pool)
+			}
+		}
 	}
 }
 
@@ -214,6 +243,9 @@ func (h *hub) end(c *Control, cut bool) {
 // ControlMap, where another may have its place.
 func (h *hub) forget(c *Control, cut bool) {
 	h.engine.Submit(relay.ClosePool{Pool: c.pool, Cut: cut})
+	if !cut && c.proxies > 0 {
+		h.maps.former[c.pool] = &former{subject: c.key.subject, proxies: c.proxies}
+	}
 	delete(h.maps.byID, c.id)
 	delete(h.maps.pools, c.pool)
 	if h.maps.instances[c.instance] == c {

@@ -314,7 +314,7 @@ func TestRevokedWhileLoggingIn(t *testing.T) {
 		synctest.Wait()
 		w.revoked <- []string{"alice"}
 		close(w.guard.gate)
-		p.refused(wire.CodeRevoked)
+		p.refused(wire.CodeUnavailable)
 		hear(q, (*wire.ServerMessage).GetWelcome)
 	})
 }

@@ -267,26 +267,30 @@ func TestFailedLoginsAreLimited(t *testing.T) {
 	})
 }
 
+// Silent peers cannot keep others out: the one that waits longest makes room.
 func TestTooManyUnadmitted(t *testing.T) {
 	inWorld(t, testPolicy(), func(w *world) {
 		t := w.t
-		for range maxUnadmitted {
-			w.door.unadmitted <- struct{}{}
-		}
-		near, far := net.Pipe()
+		w.door.room = newWaitingRoom(2)
 		ln := &oneConn{conns: make(chan net.Conn, 1)}
-		ln.conns <- far
 		w.tasks.Go(func() { w.door.serve(w.ctx, ln) })
-		if took := endOf(t, near); took > 0 {
-			t.Errorf("closed after %v", took)
-		}
-		for range maxUnadmitted {
-			<-w.door.unadmitted
+		var silent []net.Conn
+		for range 2 {
+			near, far := net.Pipe()
+			ln.conns <- far
+			synctest.Wait()
+			silent = append(silent, near)
 		}
 		ln.conns <- nil // an error: accepting goes on after it
-		near, far = net.Pipe()
+		near, far := net.Pipe()
 		ln.conns <- far
 		newPeer(t, near, func() { time.Sleep(2 * acceptPause); synctest.Wait() }).login()
+		if took := endOf(t, silent[0]); took > 0 {
+			t.Errorf("the oldest was closed after %v more", took)
+		}
+		if took := endOf(t, silent[1]); took == 0 {
+			t.Error("the other was closed too")
+		}
 		close(ln.conns)
 	})
 }

@@ -75,6 +75,7 @@ type start struct {
 // site is what the hub knows of the machine.
 type site struct {
 	ephemeral    identity.PortRange
+	ctl          netip.AddrPort
 	proxyAddress string // of the proxy port, as the Welcome gives it
 }
 
@@ -86,9 +87,16 @@ type maps struct {
 	pools     map[relay.PoolID]*Control
 	tunnels   map[relay.TunnelID]*Tunnel
 	closing   map[relay.TunnelID]*departure
-	ousted    map[instance]time.Time // superseded clients, until when they are refused
-	revoked   map[string]uint64      // subjects, by the revocation that named them
-	next      uint64                 // last pool or tunnel number given
+	ousted    map[instance]time.Time   // superseded clients, until when they are refused
+	former    map[relay.PoolID]*former // closed pools with streams that run on
+	revoked   map[string]uint64        // subjects, by the revocation that named them
+	next      uint64                   // last pool or tunnel number given
+}
+
+// former is a pool whose Control is gone. A revocation still cuts its streams.
+type former struct {
+	subject string
+	proxies int
 }
 
 // request is what a connection's goroutine asks of the hub.
@@ -105,7 +113,7 @@ func newHub(o *Options, e engine) *hub {
 		maps: maps{
 			controls: make(map[controlKey]*Control), byID: make(map[uint64]*Control), instances: make(map[instance]*Control),
 			pools: make(map[relay.PoolID]*Control), tunnels: make(map[relay.TunnelID]*Tunnel), closing: make(map[relay.TunnelID]*departure),
-			ousted: make(map[instance]time.Time), revoked: make(map[string]uint64),
+			ousted: make(map[instance]time.Time), former: make(map[relay.PoolID]*former), revoked: make(map[string]uint64),
 			next: uint64(proxyDoor),
 		},
 	}
@@ -185,6 +193,10 @@ func (h *hub) event(ev relay.Event) {
 	case relay.ConnClosed:
 		if c := h.maps.pools[ev.Pool]; c != nil {
 			c.proxies--
+		} else if f := h.maps.former[ev.Pool]; f != nil {
+			if f.proxies--; f.proxies <= 0 {
+				delete(h.maps.former, ev.Pool)
+			}
 		}
 	case relay.Needed:
 		h.needed(ev)

@@ -29,6 +29,7 @@ type link struct {
 	writing bool
 	closing bool // close when all is written
 	closed  bool
+	failure error
 	done    chan struct{} // closed when it is
 }
 
@@ -77,9 +78,30 @@ func (k *link) write() {
 		k.mu.Unlock()
 		_ = k.conn.SetWriteDeadline(time.Now().Add(writeTimeout))
 		if err := k.writer.WriteServerMessage(m); err != nil {
-			k.close() // the reader of this conn reports its end
+			k.fail(err)
 		}
 	}
+}
+
+// fail closes the connection; its reader, which sees only that it is closed,
+// reports why.
+func (k *link) fail(err error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if !k.closed {
+		k.failure = err
+		k.shut()
+	}
+}
+
+// why is what ended the connection: what fail was told, or else err.
+func (k *link) why(err error) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.failure != nil {
+		return k.failure
+	}
+	return err
 }
 
 // close ends the connection at once.

@@ -78,10 +78,10 @@ type tokens struct{ provider *identity.Provider }
 
 func (t tokens) Authenticate(_ context.Context, l Login) (Identity, error) {
 	token, err := t.provider.Authenticate(l.Token, l.Secret)
-	if errors.Is(err, identity.ErrBadCredential) && t.provider.Load() == nil {
+	if errors.Is(err, identity.ErrBadCredential) {
 		// A token that was added a moment ago may not have been read yet, and
 		// this refusal is for good.
-		token, err = t.provider.Authenticate(l.Token, l.Secret)
+		token, err = t.provider.AuthenticateAnew(l.Token, l.Secret)
 	}
 	if err != nil {
 		return Identity{}, err

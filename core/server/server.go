@@ -56,6 +56,7 @@ func (s *Server) Run(ctx context.Context) error {
 	engine.Go(func() { engineErr = s.engine.Run(engineCtx) })
 	s.engine.Submit(proxy)
 
+	s.hub.site.ctl = localOf(ctl)
 	s.hub.start.serving = func(at netip.AddrPort) {
 		tasks.Go(func() { s.door(&tasks).serve(ctx, ctl) })
 		if s.options.Ready != nil {
@@ -92,9 +93,9 @@ func (s *Server) door(tasks *sync.WaitGroup) *door {
 	return &door{
 		tls: s.options.TLS, authenticator: s.options.Authenticator, timeout: s.options.Policy.HandshakeTimeout,
 		hub: s.hub, log: s.options.Log, failures: newFailures(), tasks: tasks,
-		refusals:   logging.NewRateLimited(s.options.Log, 10*time.Second, 256),
-		slots:      make(chan struct{}, handshakeSlots),
-		unadmitted: make(chan struct{}, maxUnadmitted),
+		refusals: logging.NewRateLimited(s.options.Log, 10*time.Second, 256),
+		slots:    make(chan struct{}, handshakeSlots),
+		room:     newWaitingRoom(maxUnadmitted),
 	}
 }
 
@@ -106,6 +107,9 @@ func (h *hub) proxyListening(ev relay.Listening) {
 	}
 	at := ev.Addresses[0]
 	h.site.proxyAddress = fmt.Sprintf(":%d", at.Port())
+	if ip := at.Addr(); !ip.IsUnspecified() && ip != h.site.ctl.Addr() {
+		h.site.proxyAddress = at.String() // clients would look for it beside the control port
+	}
 	h.start.serving(at)
 }
 

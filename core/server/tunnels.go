@@ -79,14 +79,24 @@ func (h *hub) mayRegister(c *Control, spec *wire.TunnelSpec, old *Tunnel) *wire.
 	if old != nil {
 		return nil
 	}
-	most := h.policy.MaxTunnels
-	if granted := c.identity.Grants.MaxTunnels; granted > 0 && (most == 0 || granted < most) {
-		most = granted
-	}
-	if most > 0 && len(c.tunnels) >= most {
+	if most := h.policy.MaxTunnels; most > 0 && len(c.tunnels) >= most {
 		return wire.NewRefusal(wire.CodeTunnelLimit, fmt.Sprintf("this client has %d tunnels, as many as it may: remove one, or ask for a higher limit", most))
 	}
+	if most := c.identity.Grants.MaxTunnels; most > 0 && h.tunnelsOf(c.key.subject) >= most {
+		return wire.NewRefusal(wire.CodeTunnelLimit, fmt.Sprintf("the clients of this token have %d tunnels, as many as it grants: remove one, or ask for a higher grant", most))
+	}
 	return nil
+}
+
+// tunnelsOf counts the tunnels of all clients that share a token.
+func (h *hub) tunnelsOf(subject string) int {
+	n := 0
+	for key, c := range h.maps.controls {
+		if key.subject == subject {
+			n += len(c.tunnels)
+		}
+	}
+	return n
 }
 
 // place decides where a tunnel may listen.

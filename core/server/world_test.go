@@ -155,8 +155,11 @@ func inWorld(t *testing.T, p Policy, test func(w *world)) {
 // connect gives the far end of a connection that the door has accepted.
 func (w *world) connect() net.Conn {
 	a, b := net.Pipe()
-	w.door.unadmitted <- struct{}{}
-	w.tasks.Go(func() { w.door.admit(w.ctx, b) })
+	place, ousted := w.door.room.enter(b)
+	if ousted != nil {
+		_ = ousted.Close()
+	}
+	w.tasks.Go(func() { w.door.admit(w.ctx, b, func() { w.door.room.leave(place) }) })
 	w.t.Cleanup(func() { _ = a.Close() })
 	return a
 }
