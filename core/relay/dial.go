@@ -51,8 +51,11 @@ func (l *loop) dialNext(c *rawConn) {
 				l.endStream(c.stream, NoDescriptors)
 				return
 			}
-			if errno == 0 {
+			if errno == 0 && !c.toItself() {
 				l.connected(c)
+				return
+			} else if errno == 0 {
+				l.nextAddress(c)
 				return
 			}
 			l.timers.set(&c.timer, c, d.deadline)
@@ -78,11 +81,11 @@ func connect(a Address) (int, syscall.Errno) {
 	if err != nil {
 		return -1, errnoOf(err)
 	}
-	if family != unix.AF_UNIX {
+	if family != unix.AF_UNIX { // which knows no reset
 		err = streamOptions(fd)
-	}
-	if err == nil {
-		err = resetOnClose(fd)
+		if err == nil {
+			err = resetOnClose(fd)
+		}
 	}
 	if err == nil {
 		err = unix.Connect(fd, to)
@@ -119,11 +122,23 @@ func (l *loop) connectDone(c *rawConn) {
 	if !c.canWrite {
 		return
 	}
-	if pendingError(c.fd) != 0 {
+	if pendingError(c.fd) != 0 || c.toItself() {
 		l.nextAddress(c)
 		return
 	}
 	l.connected(c)
+}
+
+// toItself tells whether a socket has connected to itself: when nobody listens
+// on a local port that the kernel may also choose as the source, it now and then
+// does, and holds the port that the LocalServer needs.
+func (c *rawConn) toItself() bool {
+	to := c.dial.target.Addresses[c.dial.next]
+	if to.Unix != "" {
+		return false
+	}
+	local, err := localAddress(c.fd)
+	return err == nil && local == netip.AddrPortFrom(to.TCP.Addr().Unmap(), to.TCP.Port())
 }
 
 // connectExpired is the deadline of one address, or the retry of a unix one.

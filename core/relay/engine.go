@@ -204,7 +204,7 @@ type tunnelCell struct {
 func bump(c *atomic.Uint64, n uint64) { c.Store(c.Load() + n) }
 
 // TunnelStats are the live totals of a tunnel since it was first named. Bytes
-// are payload, counted as they leave.
+// are payload, counted as they are read or leave.
 type TunnelStats struct {
 	Tunnel   TunnelID
 	Opened   uint64 // streams

@@ -36,7 +36,7 @@ type PrefaceReceived struct {
 }
 
 // PrefaceFailed says that a conn on the proxy port was closed before it had
-// sent a preface.
+// joined a pool.
 type PrefaceFailed struct {
 	Peer   netip.AddrPort
 	Reason Reason

@@ -20,6 +20,7 @@ func (p *proxyConn) begin(s *stream, seq uint16) {
 	p.stream = s
 	p.exchange = exchange{seq: seq}
 	p.in.dropped = 0
+	p.in.bulk = false
 }
 
 // writeProxy sends frames, behind those that wait already. It tells whether
@@ -44,22 +45,15 @@ func (l *loop) flushProxy(p *proxyConn) bool {
 	if !p.canWrite || p.state == proxyClosed {
 		return false
 	}
-	if p.out == nil {
-		return true
-	}
-	n, failed := p.write(p.out.bytes())
+	done, failed := l.flush(&p.socket, &p.out)
 	if failed {
 		l.closeProxy(p, ProxyLost)
-		return false
 	}
-	p.out.off += n
-	if len(p.out.bytes()) > 0 {
-		return false
-	}
-	l.mem.free(p.out)
-	p.out = nil
-	return true
+	return done
 }
+
+// pending tells whether the conn still has to take frames that were begun.
+func (p *proxyConn) pending() bool { return p.out != nil || p.load != nil }
 
 // resetProxy tells the other side that the stream ended here for why. RESET
 // behind bytes that the socket does not take would come too late: the conn
@@ -68,7 +62,7 @@ func (l *loop) resetProxy(p *proxyConn, why Reason) {
 	if p.state == proxyClosed {
 		return
 	}
-	if p.out != nil {
+	if p.pending() {
 		l.abortProxy(p, why)
 		return
 	}
@@ -94,7 +88,7 @@ func (l *loop) settle(p *proxyConn) {
 		return
 	}
 	ended := p.txEnd && p.rxEnd
-	if ended && p.out == nil {
+	if ended && !p.pending() {
 		l.timers.stop(&p.timer)
 		l.release(p)
 		return
@@ -126,6 +120,14 @@ func (l *loop) readProxy(p *proxyConn, slice int) (more bool) {
 		if !p.canRead {
 			return false
 		}
+		if p.in.bulk && p.in.need > 0 && p.in.held == nil && p.stream != nil {
+			if n := l.spliceIn(p, slice); n > 0 {
+				slice -= n
+				continue
+			} else if !p.canRead || p.state == proxyClosed || p.stream != nil && p.stream.front.pending() {
+				return false
+			}
+		}
 		off := 0
 		if h := p.in.held; h != nil {
 			off = copy(l.mem.rx, h.bytes())
@@ -135,6 +137,8 @@ func (l *loop) readProxy(p *proxyConn, slice int) (more bool) {
 		limit := loopBuffer
 		if p.state != proxyStream || p.stream != nil && p.stream.front.state == rawConnecting {
 			limit = maxHeldDialing
+		} else if p.in.bulk && p.in.need == 0 && off == 0 {
+			limit = frame.HeaderSize // what follows is likely to be spliced too
 		}
 		n, eof, failed := p.read(l.mem.rx[off:limit])
 		if eof || failed {
@@ -182,7 +186,7 @@ func (l *loop) feedHeld(p *proxyConn) bool {
 // or, when blocked, waits for the destination.
 func (l *loop) feed(p *proxyConn, b []byte) (rest []byte, blocked bool) {
 	for len(b) > 0 && p.state != proxyClosed {
-		if s := p.stream; s != nil && (s.front.state == rawConnecting || s.front.out != nil && !l.flushRaw(s.front)) {
+		if s := p.stream; s != nil && (s.front.state == rawConnecting || s.front.pending() && !l.flushRaw(s.front)) {
 			if p.stream != nil {
 				return b, true
 			}
@@ -254,6 +258,7 @@ func (l *loop) handle(p *proxyConn, h frame.Header, payload []byte) bool {
 		}
 		if h.Type == frame.Data {
 			p.in.need = h.Length
+			p.in.bulk = h.Length > loopBuffer
 		} else {
 			l.receiveFin(p)
 		}
@@ -348,7 +353,7 @@ func (l *loop) receiveRetire(p *proxyConn) bool {
 
 func (l *loop) receivePing(p *proxyConn, seq uint16) {
 	p.missed = 0
-	if p.out != nil {
+	if p.pending() {
 		return // whoever does not read needs no more answers
 	}
 	var b [frame.HeaderSize]byte

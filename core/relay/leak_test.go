@@ -153,8 +153,15 @@ func (f *fixture) wantEmpty(t *testing.T) {
 					t.Errorf("loop %d still has %T", i, h)
 				}
 			}
-			if n := len(l.timers.heap); n != 0 {
+			n := len(l.timers.heap)
+			if l.pipes.timer.pos != 0 {
+				n-- // it closes the spare pipes
+			}
+			if n != 0 {
 				t.Errorf("loop %d still has %d timers", i, n)
+			}
+			if len(l.pipes.spare) != l.pipes.open {
+				t.Errorf("loop %d has lent %d pipes to nobody", i, l.pipes.open-len(l.pipes.spare))
 			}
 			if n := l.lobby.len(); n != 0 {
 				t.Errorf("loop %d still has %d in the lobby", i, n)

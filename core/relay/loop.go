@@ -29,6 +29,7 @@ type loop struct {
 	poll   poller
 	timers timers
 	mem    memory
+	pipes  pipes
 	work   work
 	shards map[PoolID]*shard
 	doors  map[TunnelID][]*acceptor
@@ -178,6 +179,7 @@ func (l *loop) closeAll() {
 		}
 	}
 	l.report()
+	l.pipes.trim()
 	if l.spare >= 0 {
 		closefd(l.spare)
 		l.spare = -1

@@ -14,6 +14,11 @@ func (sh *shard) seek(l *loop) {
 			break
 		}
 	}
+	sh.lack(l)
+}
+
+// lack tells the control plane about PublicConns for which no loop was asked.
+func (sh *shard) lack(l *loop) {
 	if sh.waiting.len() > sh.asked && !sh.told {
 		sh.told = true
 		l.work.short = append(l.work.short, sh)
@@ -45,7 +50,7 @@ func (m wanted) apply(l *loop) {
 func (m none) apply(l *loop) {
 	if sh := l.shard(m.pool); sh != nil {
 		sh.asked = max(0, sh.asked-1)
-		sh.seek(l)
+		sh.lack(l) // not seek: whoever refused would be asked again at once
 	}
 }
 

@@ -15,7 +15,7 @@ type handler interface {
 }
 
 // Edge-triggered interest of every connection, registered once.
-const connEvents = unix.EPOLLIN | unix.EPOLLOUT | unix.EPOLLRDHUP | unix.EPOLLET
+const connEvents = unix.EPOLLIN | unix.EPOLLOUT | unix.EPOLLPRI | unix.EPOLLRDHUP | unix.EPOLLET
 
 // holdWait is how long a loop waits with its scheduler slot held before it
 // waits the ordinary way. Blocking at once makes the runtime retake and hand

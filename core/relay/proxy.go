@@ -63,6 +63,7 @@ type exchange struct {
 type inflow struct {
 	held    *buffer // bytes that wait for their destination, or for the rest of a frame
 	blocked bool    // they wait for their destination
+	bulk    bool    // the current or last DATA frame is one to splice
 	need    uint32  // payload bytes of the current DATA frame still to come
 	dropped uint32  // payload bytes of a reset stream dropped so far
 }
@@ -103,7 +104,7 @@ func (p *proxyConn) ready(l *loop, events uint32) {
 // visit moves what can be moved on an opened conn.
 func (l *loop) visit(p *proxyConn, slice int) {
 	if p.stream != nil {
-		l.pump(p.stream, slice)
+		l.visitStream(p.stream)
 		return
 	}
 	if l.flushProxy(p) {
@@ -249,6 +250,7 @@ func (l *loop) closeProxy(p *proxyConn, why Reason) {
 	l.mem.free(p.out)
 	l.mem.free(p.in.held)
 	p.out, p.in = nil, inflow{}
+	l.dropLoad(&p.socket)
 	switch before {
 	case proxyPreface:
 		l.lobby.remove(p.opening.ticket)

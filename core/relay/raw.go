@@ -12,10 +12,12 @@ type socket struct {
 	slot     uint32
 	canRead  bool
 	canWrite bool
-	// hungUp is set once the peer has ended its direction, or worse: a short
-	// read then no longer means that the socket is dry.
+	// hungUp is set once the peer has ended its direction, or worse, or has
+	// sent urgent data, at whose mark a read ends: a short read then no longer
+	// means that the socket is dry.
 	hungUp bool
-	broken bool // failed; reads may still give what came before
+	broken bool  // failed; reads may still give what came before
+	load   *pipe // bulk bytes on their way into this socket, behind its buffer
 	timer  timer
 }
 
@@ -27,7 +29,7 @@ func (s *socket) note(events uint32) {
 	if events&(unix.EPOLLOUT|unix.EPOLLHUP|unix.EPOLLERR) != 0 {
 		s.canWrite = true
 	}
-	if events&(unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != 0 {
+	if events&(unix.EPOLLPRI|unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != 0 {
 		s.hungUp = true
 	}
 	if events&unix.EPOLLERR != 0 {
@@ -112,7 +114,7 @@ func (c *rawConn) ready(l *loop, events uint32) {
 	case rawConnecting:
 		l.connectDone(c)
 	case rawJoined:
-		l.pump(c.stream, visitSlice)
+		l.visitStream(c.stream)
 	case rawClosed:
 	}
 }
@@ -135,21 +137,31 @@ func (l *loop) flushRaw(c *rawConn) bool {
 	if c.state != rawJoined || !c.canWrite {
 		return false
 	}
-	if c.out == nil {
-		return true
-	}
-	n, failed := c.write(c.out.bytes())
+	done, failed := l.flush(&c.socket, &c.out)
 	if failed {
 		l.endStream(c.stream, PeerReset)
-		return false
 	}
-	c.out.off += n
-	if len(c.out.bytes()) > 0 {
-		return false
+	return done
+}
+
+// pending tells whether the socket still has to take bytes that were read.
+func (c *rawConn) pending() bool { return c.out != nil || c.load != nil }
+
+// flush writes what waits for a socket: first its buffer, then its pipe.
+func (l *loop) flush(s *socket, out **buffer) (done, failed bool) {
+	if b := *out; b != nil {
+		n, failed := s.write(b.bytes())
+		b.off += n
+		if failed || len(b.bytes()) > 0 {
+			return false, failed
+		}
+		l.mem.free(b)
+		*out = nil
 	}
-	l.mem.free(c.out)
-	c.out = nil
-	return true
+	if s.load != nil {
+		return l.unload(s)
+	}
+	return true, false
 }
 
 // sendFin ends the direction towards c. Only from here on may the socket end
@@ -177,6 +189,7 @@ func (l *loop) closeRaw(c *rawConn, orderly bool) {
 	}
 	l.mem.free(c.out)
 	c.out = nil
+	l.dropLoad(&c.socket)
 	c.state = rawClosed
 	if c.public {
 		c.tunnel.conns.Add(-1)

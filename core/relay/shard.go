@@ -171,18 +171,17 @@ func (l *loop) newPublic(a *acceptor, fd int) *rawConn {
 	return c
 }
 
-// claim takes the idle conn that was used last. No lock, no message.
+// claim takes the idle conn that was used last, but none that has missed a
+// heartbeat or does not take what it is sent: it may be dead, and the next
+// heartbeat will tell. No lock, no message.
 func (sh *shard) claim(l *loop) *proxyConn {
-	n := len(sh.idle) - 1
-	if n < 0 {
-		return nil
+	for _, p := range slices.Backward(sh.idle) {
+		if p.missed <= 1 && !p.pending() { // one PING may be under way
+			sh.unidle(l, p)
+			return p
+		}
 	}
-	p := sh.idle[n]
-	sh.idle[n] = nil
-	sh.idle = sh.idle[:n]
-	p.idleAt = -1
-	sh.pool.cells[l.id].idle.Store(int32(n))
-	return p
+	return nil
 }
 
 // unidle takes one conn out of the idle ones, wherever it stands.

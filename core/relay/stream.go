@@ -18,6 +18,9 @@ type stream struct {
 	up, down uint64 // payload bytes that left
 	began    int64
 	active   int64 // when bytes moved last
+	unsent   int   // bytes in kernel buffers when a deadline last looked
+	bulkUp   bool  // the front sends much: splice
+	bulkDown bool  // the back of a forwarder does
 	queued   bool
 	over     bool
 }
@@ -37,13 +40,23 @@ func (s *stream) run(l *loop) {
 	}
 }
 
+// visitStream moves what can be moved after an event. Bulk waits for its turn
+// in the queue, so that the messages of this turn go first.
+func (l *loop) visitStream(s *stream) {
+	if s.bulkUp || s.bulkDown || s.proxy != nil && s.proxy.in.bulk && s.proxy.in.need > 0 {
+		l.queue(s)
+		return
+	}
+	l.pump(s, visitSlice)
+}
+
 // pump moves bytes both ways until nothing more can move or each direction
 // had its slice; a stream with more to move is queued.
 func (l *loop) pump(s *stream, slice int) {
 	before := s.up + s.down
 	var more bool
 	if s.proxy != nil {
-		if s.front.out != nil {
+		if s.front.pending() {
 			l.flushRaw(s.front)
 		}
 		if !s.over {
@@ -77,7 +90,7 @@ func (l *loop) endBroken(s *stream) {
 	switch {
 	case s.front.broken || s.back != nil && s.back.broken:
 		l.endStream(s, PeerReset)
-	case s.proxy != nil && s.proxy.broken && s.proxy.in.blocked:
+	case s.proxy != nil && s.proxy.broken && (s.proxy.in.blocked || s.front.pending()):
 		l.closeProxy(s.proxy, ProxyLost)
 	}
 }
@@ -86,12 +99,22 @@ func (l *loop) endBroken(s *stream) {
 // in front of the bytes, so both leave in one send.
 func (l *loop) sendFramed(s *stream, slice int) (more bool) {
 	c, p := s.front, s.proxy
-	if p.out != nil && !l.flushProxy(p) {
+	if p.pending() && !l.flushProxy(p) {
 		return false
 	}
 	for slice > 0 {
 		if c.state != rawJoined || c.eof || !c.canRead || !l.flushProxy(p) {
 			return false
+		}
+		if s.bulkUp {
+			n, ok := l.spliceOut(s, slice)
+			if !ok {
+				return false
+			}
+			slice -= n
+			if n > 0 || !c.canRead {
+				continue
+			}
 		}
 		b := l.mem.tx[frame.HeaderSize : frame.HeaderSize+loopBuffer]
 		n, eof, failed := c.read(b)
@@ -100,12 +123,12 @@ func (l *loop) sendFramed(s *stream, slice int) (more bool) {
 			l.endStream(s, PeerReset)
 			return false
 		case eof:
-			c.eof = true
-			l.sendEnd(s)
+			l.bareEnd(s, c)
 			return false
 		case n > 0:
 			frame.Header{Type: frame.Data, Seq: p.seq, Length: uint32(n)}.Put(l.mem.tx)
 			slice -= n
+			s.bulkUp = n == len(b)
 			s.count(l, c.public, n)
 			if !l.writeProxy(p, l.mem.tx[:frame.HeaderSize+n]) {
 				return false
@@ -117,12 +140,26 @@ func (l *loop) sendFramed(s *stream, slice int) (more bool) {
 
 // copyBare carries bytes between the two sockets of a forwarder.
 func (l *loop) copyBare(s *stream, from, to *rawConn, slice int) (more bool) {
-	if to.out != nil && !l.flushRaw(to) {
+	if to.pending() && !l.flushRaw(to) {
 		return false
+	}
+	bulk := &s.bulkUp
+	if from == s.back {
+		bulk = &s.bulkDown
 	}
 	for slice > 0 {
 		if from.state != rawJoined || from.eof || !from.canRead || !l.flushRaw(to) {
 			return false
+		}
+		if *bulk {
+			n, ok := l.spliceBare(s, from, to, bulk, slice)
+			if !ok {
+				return false
+			}
+			slice -= n
+			if n > 0 || !from.canRead {
+				continue
+			}
 		}
 		n, eof, failed := from.read(l.mem.tx[:loopBuffer])
 		switch {
@@ -130,16 +167,11 @@ func (l *loop) copyBare(s *stream, from, to *rawConn, slice int) (more bool) {
 			l.endStream(s, PeerReset)
 			return false
 		case eof:
-			from.eof = true
-			to.sendFin()
-			if to.eof && from.finSent {
-				l.endStream(s, Done)
-			} else {
-				l.armStream(s)
-			}
+			l.bareEnd(s, from)
 			return false
 		case n > 0:
 			slice -= n
+			*bulk = n == loopBuffer
 			s.count(l, from.public, n)
 			sent, failed := to.write(l.mem.tx[:n])
 			if failed {
@@ -166,6 +198,26 @@ func (s *stream) count(l *loop, up bool, n int) {
 	}
 }
 
+// bareEnd passes the FIN of a bare socket on.
+func (l *loop) bareEnd(s *stream, c *rawConn) {
+	c.eof = true
+	if s.proxy != nil {
+		l.sendEnd(s)
+		return
+	}
+	to := s.back
+	if c == s.back {
+		to = s.front
+	}
+	to.sendFin()
+	if to.eof && c.finSent {
+		l.endStream(s, Done)
+		return
+	}
+	s.active = l.now
+	l.armStream(s)
+}
+
 // sendEnd passes the front's FIN on.
 func (l *loop) sendEnd(s *stream) {
 	var fin [frame.HeaderSize]byte
@@ -190,15 +242,32 @@ func (l *loop) checkEnds(s *stream) {
 		l.endStream(s, Done)
 		return
 	}
+	s.active = l.now // the half-close deadline counts from the FIN
 	l.armStream(s)
 }
 
-// halfClosed tells whether exactly one direction has ended.
+// halfClosed tells whether a FIN was sent into a bare socket whose own is still
+// awaited. So of the two engines of a stream the one that holds the socket in
+// question watches it: the other sees nothing of the bytes that are still on
+// their way into it.
 func (s *stream) halfClosed() bool {
-	if s.proxy != nil {
-		return s.proxy.txEnd != s.proxy.rxEnd
+	return s.front.finSent && !s.front.eof || s.back != nil && s.back.finSent && !s.back.eof
+}
+
+// draining tells whether the kernel has handed on bytes of the stream since it
+// was last asked: a slow receiver empties megabytes of buffers while no call of
+// the loop moves anything.
+func (s *stream) draining() bool {
+	unsent := outqueue(s.front.fd)
+	if s.back != nil {
+		unsent += outqueue(s.back.fd)
 	}
-	return s.front.finSent != s.back.finSent
+	if s.proxy != nil {
+		unsent += outqueue(s.proxy.fd)
+	}
+	moved := unsent > 0 && unsent != s.unsent
+	s.unsent = unsent
+	return moved
 }
 
 // armStream sets the deadline of a stream that has one: idle, or half closed.
@@ -228,8 +297,11 @@ func (l *loop) streamDeadline(s *stream) (int64, Reason) {
 func (l *loop) checkStream(s *stream) {
 	when, why := l.streamDeadline(s)
 	if when > 0 && when <= l.now {
-		l.endStream(s, why)
-		return
+		if !s.draining() {
+			l.endStream(s, why)
+			return
+		}
+		s.active = l.now
 	}
 	l.armStream(s)
 }

@@ -26,12 +26,41 @@ func send(fd int, b []byte) (int, syscall.Errno) {
 	return int(n), 0
 }
 
+// sendMore sends b and lets the kernel wait for what follows at once: the
+// header of a frame whose payload is spliced.
+func sendMore(fd int, b []byte) (int, syscall.Errno) {
+	n, _, errno := unix.RawSyscall6(unix.SYS_SENDTO, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL|unix.MSG_MORE, 0, 0)
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(n), 0
+}
+
+// pushNow makes the kernel send what it holds back. Since Linux 6.5 splice(2)
+// sets MSG_MORE by itself while the pipe has more (fs/splice.c,
+// splice_to_socket), so a socket that takes no more may sit on its last
+// segment for 200 ms; to a receiver with a small window that is every segment.
+// Setting TCP_NODELAY again pushes (tcp(7)).
+func pushNow(fd int) {
+	_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
+}
+
 func accept(fd int) (int, syscall.Errno) {
 	n, _, errno := unix.RawSyscall6(unix.SYS_ACCEPT4, uintptr(fd), 0, 0, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0, 0)
 	if errno != 0 {
 		return -1, errno
 	}
 	return int(n), 0
+}
+
+// outqueue is how many bytes the kernel holds that the peer has not taken
+// (SIOCOUTQ, tcp(7) and unix(7)); 0 where it cannot be known.
+func outqueue(fd int) int {
+	n, err := unix.IoctlGetInt(fd, unix.SIOCOUTQ)
+	if err != nil {
+		return 0
+	}
+	return n
 }
 
 func closefd(fd int) {
@@ -82,6 +111,7 @@ func streamOptions(fd int) error {
 	for _, o := range [...]struct{ level, name, value int }{
 		{unix.IPPROTO_TCP, unix.TCP_NODELAY, 1},
 		{unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1},
+		{unix.SOL_SOCKET, unix.SO_OOBINLINE, 1}, // or urgent bytes would be lost (tcp(7))
 		{unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, keepIdle},
 		{unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, keepInterval},
 		{unix.IPPROTO_TCP, unix.TCP_KEEPCNT, keepCount},
