@@ -39,6 +39,7 @@ configuration, 3 refused for good by the server at the first connection.`,
 			hup := make(chan os.Signal, 1)
 			signal.Notify(hup, syscall.SIGHUP) // before anything else: its default is to kill
 			defer signal.Stop(hup)
+			signal.Ignore(syscall.SIGPIPE) // nor may whoever read the ready lines and left
 			return s.run(cmd.Context(), cmd.OutOrStdout(), cmd.ErrOrStderr(), hup)
 		},
 	}

@@ -49,6 +49,10 @@ type daemon struct {
 }
 
 func run(cmd *cobra.Command, s *settings) error {
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP) // before anything else: its default is to kill
+	defer signal.Stop(hup)
+	signal.Ignore(syscall.SIGPIPE) // nor may a closed log pipe
 	cfg, err := s.load(cmd, cmd.ErrOrStderr())
 	if err != nil {
 		return err
@@ -74,7 +78,7 @@ func run(cmd *cobra.Command, s *settings) error {
 	if err != nil {
 		return err
 	}
-	return d.serve(cmd.Context(), tokens)
+	return d.serve(cmd.Context(), tokens, hup)
 }
 
 func (d *daemon) newServer(id *identity.ServerIdentity, tokens *identity.Provider) (*server.Server, error) {
@@ -98,12 +102,9 @@ func (d *daemon) newServer(id *identity.ServerIdentity, tokens *identity.Provide
 }
 
 // serve runs everything until ctx ends or the server fails.
-func (d *daemon) serve(ctx context.Context, tokens *identity.Provider) error {
+func (d *daemon) serve(ctx context.Context, tokens *identity.Provider, hup <-chan os.Signal) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	hup := make(chan os.Signal, 1)
-	signal.Notify(hup, syscall.SIGHUP)
-	defer signal.Stop(hup)
 	var tasks sync.WaitGroup
 	tasks.Go(func() {
 		if err := tokens.Run(ctx); err != nil {
@@ -148,6 +149,15 @@ func (d *daemon) reload(ctx context.Context) {
 		return
 	}
 	d.level.Set(cfg.Log.Level)
-	d.cfg = cfg
+	d.cfg = keepFixed(d.cfg, cfg)
 	d.log.Info("reloaded", "changed", strings.Join(changes.Reload, " "))
+}
+
+// keepFixed gives the new configuration with the old values of the keys that
+// only a restart changes, so that the next reload names them again.
+func keepFixed(before, after *config.Server) *config.Server {
+	next := *after
+	next.CtlListen, next.ProxyListen, next.StateDir, next.TokensFile = before.CtlListen, before.ProxyListen, before.StateDir, before.TokensFile
+	next.Loops, next.Log.Format = before.Loops, before.Log.Format
+	return &next
 }

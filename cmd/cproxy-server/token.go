@@ -102,12 +102,15 @@ func addToken(cmd *cobra.Command, cfg *config.Server, name string, grants identi
 	if err != nil {
 		return fmt.Errorf("load the server's identity: %w", err)
 	}
-	secret, err := identity.AddToken(cfg.TokensFile, name, grants)
+	pin := id.Pin()
+	join := identity.Join{Name: name, Address: address, Pin: &pin}
+	if _, err := identity.ParseJoin(join.Reveal()); err != nil {
+		return cli.Usage(fmt.Errorf("advertise %q cannot stand in a join string: %w", address, err))
+	}
+	join.Secret, err = identity.AddToken(cfg.TokensFile, name, grants)
 	if err != nil {
 		return err // it says that it is about adding a token
 	}
-	pin := id.Pin()
-	join := identity.Join{Name: name, Secret: secret, Address: address, Pin: &pin}
 	_, err = fmt.Fprintln(cmd.OutOrStdout(), join.Reveal())
 	if err != nil {
 		return fmt.Errorf("print the join string (revoke the token and add it again): %w", err)
