@@ -34,6 +34,7 @@ func TestSuspectConnIsNotClaimed(t *testing.T) {
 func TestFinAfterQuiet(t *testing.T) {
 	set := DefaultSettings()
 	eachRoute(t, set, func(t *testing.T, r route) {
+		t.Helper()
 		visitor, service := r.connect(t)
 		say(t, visitor, "hello")
 		hear(t, service, "hello")
@@ -101,6 +102,7 @@ func TestDrainingIsNotIdle(t *testing.T) {
 // Urgent data ends a read early and is part of the stream all the same.
 func TestUrgentData(t *testing.T) {
 	eachRoute(t, Settings{}, func(t *testing.T, r route) {
+		t.Helper()
 		visitor, service := r.connect(t)
 		raw, err := visitor.SyscallConn()
 		if err != nil {

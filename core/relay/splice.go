@@ -3,8 +3,9 @@ package relay
 import (
 	"time"
 
-	"github.com/cproxy/cproxy/core/frame"
 	"golang.org/x/sys/unix"
+
+	"github.com/cproxy/cproxy/core/frame"
 )
 
 // keepPipes is how long a loop keeps pipes that nobody needs: bulk that has

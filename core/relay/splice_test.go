@@ -82,6 +82,7 @@ func TestBulkThroughPipes(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			before := pipesOpen(t)
 			eachRoute(t, Settings{}, func(t *testing.T, r route) {
+				t.Helper()
 				if !allowed {
 					for _, f := range r.engines {
 						f.broadcast(func() message { return noPipes{} })
@@ -127,6 +128,7 @@ func TestBulkThroughPipes(t *testing.T) {
 // A stream that is reset while bytes of it are in a pipe destroys the pipe.
 func TestResetWithBytesInPipe(t *testing.T) {
 	eachRoute(t, Settings{}, func(t *testing.T, r route) {
+		t.Helper()
 		for range 8 {
 			visitor, service := r.connect(t)
 			written := make(chan error, 1)
@@ -136,7 +138,7 @@ func TestResetWithBytesInPipe(t *testing.T) {
 			}()
 			r.stuck() // the visitor does not read: bytes wait everywhere, in a pipe too
 			_ = visitor.SetLinger(0)
-			visitor.Close()
+			_ = visitor.Close()
 			// The reset is told once, to the writer or to the reader.
 			_, err := io.ReadAll(service)
 			if w := <-written; err == nil && w == nil {

@@ -18,18 +18,14 @@ func recv(fd int, b []byte) (int, syscall.Errno) {
 	return int(n), 0
 }
 
-func send(fd int, b []byte) (int, syscall.Errno) {
-	n, _, errno := unix.RawSyscall6(unix.SYS_SENDTO, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, 0, 0) //nolint:gosec // a buffer for the kernel, alive for the call
-	if errno != 0 {
-		return 0, errno
-	}
-	return int(n), 0
-}
+func send(fd int, b []byte) (int, syscall.Errno) { return sendWith(fd, b, 0) }
 
 // sendMore sends b and lets the kernel wait for what follows at once: the
 // header of a frame whose payload is spliced.
-func sendMore(fd int, b []byte) (int, syscall.Errno) {
-	n, _, errno := unix.RawSyscall6(unix.SYS_SENDTO, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL|unix.MSG_MORE, 0, 0)
+func sendMore(fd int, b []byte) (int, syscall.Errno) { return sendWith(fd, b, unix.MSG_MORE) }
+
+func sendWith(fd int, b []byte, flags uintptr) (int, syscall.Errno) {
+	n, _, errno := unix.RawSyscall6(unix.SYS_SENDTO, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL|flags, 0, 0) //nolint:gosec // a buffer for the kernel, alive for the call
 	if errno != 0 {
 		return 0, errno
 	}
