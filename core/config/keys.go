@@ -30,7 +30,7 @@ func serverKeys() []key {
 		{path: "limits.max_conns", kind: kindInt, initial: "0", min: "0", max: "1000000000", help: "Simultaneous PublicConns of the whole server, more are reset; 0 is unlimited (descriptors are the bound)."},
 		{path: "pool.max", kind: kindInt, initial: "256", min: "0", max: "65536", help: "Idle ProxyConns kept for one client; 0 keeps none, so each visitor waits for a new one. The smaller of both sides counts."},
 		{path: "timeouts.connect", kind: kindDuration, initial: "10s", min: "1ms", max: "10m", help: "How long a visitor waits for a ProxyConn."},
-		{path: "timeouts.half_close", kind: kindDuration, initial: "5m", min: "1ms", max: "168h", help: "How long a stream may be quiet after one direction has ended."},
+		{path: "timeouts.half_close", kind: kindDuration, initial: "5m", min: "1ms", max: "168h", help: "How long a stream may be quiet after the LocalServer has ended its direction."},
 		{path: "timeouts.idle", kind: kindDuration, initial: "0s", min: "0s", max: "8760h", help: "Resets a stream on which nothing moved for so long; 0 is off."},
 		{path: "timeouts.heartbeat", kind: kindDuration, initial: "30s", min: "100ms", max: "1h", help: "Time between pings on control connections and idle ProxyConns."},
 	}, logKeys()...)
@@ -48,7 +48,7 @@ func clientKeys() []key {
 		{path: "loops", kind: kindInt, initial: "0", min: "0", max: "64", restart: true, help: "Number of relay loops; 0 is one for each CPU, at most 8."},
 		{path: "pool.max", kind: kindInt, initial: "256", min: "0", max: "65536", help: "Idle ProxyConns kept open; 0 keeps none, so each visitor waits for a new one. The smaller of both sides counts."},
 		{path: "timeouts.connect", kind: kindDuration, initial: "10s", min: "1ms", max: "10m", help: "How long connecting to the server or to a LocalServer may take."},
-		{path: "timeouts.half_close", kind: kindDuration, initial: "5m", min: "1ms", max: "168h", help: "How long a stream may be quiet after one direction has ended."},
+		{path: "timeouts.half_close", kind: kindDuration, initial: "5m", min: "1ms", max: "168h", help: "How long a stream may be quiet after the visitor has ended its direction."},
 		{path: "timeouts.idle", kind: kindDuration, initial: "0s", min: "0s", max: "8760h", help: "Resets a stream on which nothing moved for so long; 0 is off."},
 	}, logKeys()...)
 	return append(keys, tunnelKeys()...)

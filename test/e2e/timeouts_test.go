@@ -13,21 +13,30 @@ func TestStreamTimeouts(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
 		name, lines, reason string
+		client              bool // which half waits for the visitor, and which for the service
 		begin               func(visitor, local stream) error
 	}{
-		{"idle", "idle = \"500ms\"", "idle timeout", func(stream, stream) error { return nil }},
-		{"half closed by the visitor", "half_close = \"500ms\"", "half-close timeout", func(visitor, _ stream) error { return visitor.CloseWrite() }},
-		{"half closed by the service", "half_close = \"500ms\"", "half-close timeout", func(_, local stream) error { return local.CloseWrite() }},
+		{"idle", "idle = \"500ms\"", "idle timeout", false, func(stream, stream) error { return nil }},
+		{"half closed by the visitor", "half_close = \"500ms\"", "half-close timeout", true, func(visitor, _ stream) error { return visitor.CloseWrite() }},
+		{"half closed by the service", "half_close = \"500ms\"", "half-close timeout", false, func(_, local stream) error { return local.CloseWrite() }},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			w, conns := heldWorld(t, setup{server: "[timeouts]\n" + tt.lines})
+			s := setup{server: "[timeouts]\n" + tt.lines}
+			if tt.client {
+				s = setup{client: "[timeouts]\n" + tt.lines}
+			}
+			w, conns := heldWorld(t, s)
 			visitor, local := quiet(t, w, conns)
 			if err := tt.begin(visitor, local); err != nil {
 				t.Fatal(err)
 			}
-			w.log(w.server, 0, `msg="stream ended" tunnel=web .*reason="`+tt.reason+`"`)
+			half := w.server
+			if tt.client {
+				half = w.client
+			}
+			w.log(half, 0, `msg="stream ended" tunnel=web .*reason="`+tt.reason+`"`)
 			wantBroken(t, "the visitor", visitor)
 			wantBroken(t, "the local service", local)
 			wantRoundTripHeld(t, w, conns)
