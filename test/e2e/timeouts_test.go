@@ -11,38 +11,37 @@ import (
 // both ends.
 func TestStreamTimeouts(t *testing.T) {
 	t.Parallel()
+	const halfClose, idle = "half_close = \"500ms\"", "idle = \"500ms\""
 	tests := []struct {
-		name, lines, reason string
-		client              bool // which half waits for the visitor, and which for the service
-		begin               func(visitor, local stream) error
+		name, server, client string
+		watch                func(w *world) *process // which has to notice it
+		reason               string
+		begin                func(visitor, local stream) error
 	}{
-		{"idle", "idle = \"500ms\"", "idle timeout", false, func(stream, stream) error { return nil }},
-		{"half closed by the visitor", "half_close = \"500ms\"", "half-close timeout", true, func(visitor, _ stream) error { return visitor.CloseWrite() }},
-		{"half closed by the service", "half_close = \"500ms\"", "half-close timeout", false, func(_, local stream) error { return local.CloseWrite() }},
+		{"idle at the server", idle, "", serverOf, "idle timeout", func(stream, stream) error { return nil }},
+		{"idle at the client", "", idle, clientOf, "idle timeout", func(stream, stream) error { return nil }},
+		// The side whose own socket was sent the FIN waits for the other one.
+		{"half closed by the visitor", "", halfClose, clientOf, "half-close timeout", func(visitor, _ stream) error { return visitor.CloseWrite() }},
+		{"half closed by the service", halfClose, "", serverOf, "half-close timeout", func(_, local stream) error { return local.CloseWrite() }},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			s := setup{server: "[timeouts]\n" + tt.lines}
-			if tt.client {
-				s = setup{client: "[timeouts]\n" + tt.lines}
-			}
-			w, conns := heldWorld(t, s)
+			w, conns := heldWorld(t, setup{server: "[timeouts]\n" + tt.server, client: "[timeouts]\n" + tt.client})
 			visitor, local := quiet(t, w, conns)
 			if err := tt.begin(visitor, local); err != nil {
 				t.Fatal(err)
 			}
-			half := w.server
-			if tt.client {
-				half = w.client
-			}
-			w.log(half, 0, `msg="stream ended" tunnel=web .*reason="`+tt.reason+`"`)
+			w.log(tt.watch(w), 0, `msg="stream ended" tunnel=web .*reason="`+tt.reason+`"`)
 			wantBroken(t, "the visitor", visitor)
 			wantBroken(t, "the local service", local)
 			wantRoundTripHeld(t, w, conns)
 		})
 	}
 }
+
+func serverOf(w *world) *process { return w.server }
+func clientOf(w *world) *process { return w.client }
 
 // A visitor of a client that does not answer is turned away in time; when the
 // client goes on, so does everything.
