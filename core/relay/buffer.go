@@ -20,12 +20,31 @@ type buffer struct {
 
 func (b *buffer) bytes() []byte { return b.b[b.off:] }
 
-// memory is what a loop reads into and writes from, and its spare slabs. One
+// memory is what a loop reads into and writes from, and what it keeps for the next use. One
 // loop owns it.
 type memory struct {
 	rx    []byte // framed input
 	tx    []byte // raw input; the first frame.HeaderSize bytes are kept for a header
 	spare []*buffer
+	dials []*dialing // spare ones
+}
+
+// newDialing gives an empty dialing.
+func (m *memory) newDialing() *dialing {
+	if n := len(m.dials); n > 0 {
+		d := m.dials[n-1]
+		m.dials = m.dials[:n-1]
+		return d
+	}
+	return &dialing{}
+}
+
+// freeDialing gives a dialing back; the caller forgets it.
+func (m *memory) freeDialing(d *dialing) {
+	if d != nil && len(m.dials) < maxSpare {
+		*d = dialing{}
+		m.dials = append(m.dials, d)
+	}
 }
 
 // hold copies b into a buffer of its own.

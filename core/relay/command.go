@@ -51,7 +51,7 @@ type Reroute struct {
 // Route says what becomes of an accepted connection: one of ToPool, ToPreface
 // and ToTarget.
 type Route interface {
-	accepted(l *loop, a *acceptor, fd int)
+	accepted(l *loop, a *acceptor, fd int, peer netip.AddrPort)
 }
 
 // ToPool carries a PublicConn over a ProxyConn of a pool. Wire is the tunnel's

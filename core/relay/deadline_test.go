@@ -33,8 +33,8 @@ func TestIdleTimeoutMoves(t *testing.T) {
 	at := f.listen(1, ToTarget{Target: s.target})
 	dialTCP(t, at)
 	f.inLoop(0, func(l *loop) {
-		for _, slot := range l.poll.slots {
-			c, ok := slot.h.(*rawConn)
+		for h := range l.poll.handlers() {
+			c, ok := h.(*rawConn)
 			if !ok || !c.public {
 				continue
 			}

@@ -23,7 +23,8 @@ type dialing struct {
 
 // dialTarget connects c to the first address of t that answers.
 func (l *loop) dialTarget(c *rawConn, t Target, destination netip.AddrPort) {
-	c.dial = &dialing{target: t, destination: destination}
+	c.dial = l.mem.newDialing()
+	*c.dial = dialing{target: t, destination: destination}
 	l.dialNext(c)
 }
 
@@ -69,28 +70,29 @@ func (l *loop) dialNext(c *rawConn) {
 
 // connect starts a connection: errno 0 or EINPROGRESS come with a descriptor.
 func connect(a Address) (int, syscall.Errno) {
-	family, to := unix.AF_UNIX, unix.Sockaddr(&unix.SockaddrUnix{Name: a.Unix})
-	if a.Unix == "" {
-		to = sockaddr(a.TCP)
+	family := unix.AF_UNIX
+	switch {
+	case a.Unix != "":
+	case a.TCP.Addr().Is4():
 		family = unix.AF_INET
-		if a.TCP.Addr().Is6() {
-			family = unix.AF_INET6
+	default:
+		family = unix.AF_INET6
+	}
+	fd, errno := newSocket(family)
+	if errno != 0 {
+		return -1, errno
+	}
+	if family == unix.AF_UNIX { // which knows no reset
+		errno = errnoOf(unix.Connect(fd, &unix.SockaddrUnix{Name: a.Unix}))
+	} else {
+		errno = streamOptions(fd)
+		if errno == 0 {
+			errno = resetOnClose(fd)
+		}
+		if errno == 0 {
+			errno = connectInet(fd, a.TCP)
 		}
 	}
-	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return -1, errnoOf(err)
-	}
-	if family != unix.AF_UNIX { // which knows no reset
-		err = streamOptions(fd)
-		if err == nil {
-			err = resetOnClose(fd)
-		}
-	}
-	if err == nil {
-		err = unix.Connect(fd, to)
-	}
-	errno := errnoOf(err)
 	if errno == 0 || errno == unix.EINPROGRESS {
 		return fd, errno
 	}
@@ -122,7 +124,7 @@ func (l *loop) connectDone(c *rawConn) {
 	if !c.canWrite {
 		return
 	}
-	if pendingError(c.fd) != 0 || c.toItself() {
+	if c.broken && pendingError(c.fd) != 0 || c.toItself() {
 		l.nextAddress(c)
 		return
 	}
@@ -137,8 +139,8 @@ func (c *rawConn) toItself() bool {
 	if to.Unix != "" {
 		return false
 	}
-	local, err := localAddress(c.fd)
-	return err == nil && local == netip.AddrPortFrom(to.TCP.Addr().Unmap(), to.TCP.Port())
+	local, errno := localAddress(c.fd)
+	return errno == 0 && local == netip.AddrPortFrom(to.TCP.Addr().Unmap(), to.TCP.Port())
 }
 
 // connectExpired is the deadline of one address, or the retry of a unix one.
@@ -166,12 +168,13 @@ func (l *loop) nextAddress(c *rawConn) {
 // connected puts a LocalConn into its stream.
 func (l *loop) connected(c *rawConn) {
 	l.timers.stop(&c.timer)
-	d := c.dial
+	d := *c.dial
+	l.mem.freeDialing(c.dial)
 	c.dial = nil
 	c.state = rawJoined
 	c.canWrite = true
 	if d.target.ProxyProtocol != NoProxyHeader {
-		c.out = l.mem.hold(appendProxyHeader(nil, d.target.ProxyProtocol, c.source, d.destination))
+		c.out = l.mem.hold(appendProxyHeader(nil, d.target.ProxyProtocol, c.source.addrPort(), d.destination))
 	}
 	l.armStream(c.stream)
 	l.queue(c.stream)

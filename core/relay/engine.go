@@ -331,7 +331,7 @@ func (c Listen) submit(e *Engine) {
 
 // connID packs loop, slot and generation.
 func connID(l *loop, slot uint32) ConnID {
-	return ConnID(uint64(l.id)<<56 | uint64(slot)<<32 | uint64(l.poll.slots[slot].gen))
+	return ConnID(uint64(l.id)<<56 | uint64(slot)<<32 | uint64(l.poll.slot(slot).gen))
 }
 
 func (e *Engine) loopOf(id ConnID) *loop {

@@ -375,7 +375,7 @@ func (l *loop) receiveStart(p *proxyConn, seq uint16, payload []byte) bool {
 		l.resetProxy(p, UnknownTunnel)
 		return true
 	}
-	c := &rawConn{socket: socket{fd: -1}, state: rawConnecting, tunnel: t.tunnel, source: st.Source}
+	c := &rawConn{socket: socket{fd: -1}, state: rawConnecting, tunnel: t.tunnel, source: newOrigin(st.Source)}
 	s := &stream{front: c, proxy: p, tunnel: t.tunnel}
 	p.begin(s, seq)
 	l.beginStream(s)

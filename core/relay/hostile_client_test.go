@@ -186,8 +186,8 @@ func TestClientPiledPings(t *testing.T) {
 	}
 	f.passed()
 	f.inLoop(0, func(l *loop) {
-		for _, slot := range l.poll.slots {
-			if c, ok := slot.h.(*proxyConn); ok && c.out != nil && len(c.out.bytes()) > 2*frame.HeaderSize {
+		for h := range l.poll.handlers() {
+			if c, ok := h.(*proxyConn); ok && c.out != nil && len(c.out.bytes()) > 2*frame.HeaderSize {
 				t.Errorf("%d bytes of answers wait", len(c.out.bytes()))
 			}
 		}
@@ -288,8 +288,8 @@ func TestClientResetBehindBlockedBytes(t *testing.T) {
 	for blocked := false; !blocked; {
 		p.send(dataFrame(1, payload))
 		f.inLoop(0, func(l *loop) {
-			for _, slot := range l.poll.slots {
-				if c, ok := slot.h.(*proxyConn); ok {
+			for h := range l.poll.handlers() {
+				if c, ok := h.(*proxyConn); ok {
 					blocked = c.in.blocked
 				}
 			}
@@ -328,8 +328,8 @@ func TestClientHoldsWhileDialling(t *testing.T) {
 		}
 	}
 	f.inLoop(0, func(l *loop) {
-		for _, slot := range l.poll.slots {
-			c, ok := slot.h.(*proxyConn)
+		for h := range l.poll.handlers() {
+			c, ok := h.(*proxyConn)
 			if !ok {
 				continue
 			}

@@ -147,8 +147,8 @@ func (f *fixture) wantEmpty(t *testing.T) {
 	t.Helper()
 	for i := range f.loops {
 		f.inLoop(i, func(l *loop) {
-			for _, slot := range l.poll.slots {
-				switch h := slot.h.(type) {
+			for h := range l.poll.handlers() {
+				switch h := h.(type) {
 				case *rawConn, *proxyConn:
 					t.Errorf("loop %d still has %T", i, h)
 				}

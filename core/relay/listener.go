@@ -93,18 +93,18 @@ func bindOne(a netip.AddrPort, v6only bool) (*listenSocket, error) {
 	if a.Addr().Is6() {
 		family = unix.AF_INET6
 	}
-	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, err
+	fd, errno := newSocket(family)
+	if errno != 0 {
+		return nil, errno
 	}
 	if err := configureListener(fd, a, v6only); err != nil {
 		closefd(fd)
 		return nil, err
 	}
-	bound, err := localAddress(fd)
-	if err != nil {
+	bound, errno := localAddress(fd)
+	if errno != 0 {
 		closefd(fd)
-		return nil, err
+		return nil, errno
 	}
 	return &listenSocket{fd: fd, address: bound}, nil
 }
@@ -124,14 +124,14 @@ func configureListener(fd int, a netip.AddrPort, v6only bool) error {
 	}
 	// Accepted sockets inherit these; SO_LINGER too, so that a crash ends
 	// streams with RST and never with a FIN that looks like their end.
-	if err := streamOptions(fd); err != nil {
-		return err
+	if errno := streamOptions(fd); errno != 0 {
+		return errno
 	}
-	if err := resetOnClose(fd); err != nil {
-		return err
+	if errno := resetOnClose(fd); errno != 0 {
+		return errno
 	}
-	if err := unix.Bind(fd, sockaddr(a)); err != nil {
-		return err
+	if errno := bindInet(fd, a); errno != 0 {
+		return errno
 	}
 	return unix.Listen(fd, backlog)
 }
@@ -224,10 +224,10 @@ func (a *acceptor) close(l *loop) bool {
 
 func (a *acceptor) ready(l *loop, _ uint32) {
 	for range acceptBurst {
-		fd, errno := accept(a.socket.fd)
+		fd, peer, errno := accept(a.socket.fd)
 		switch errno {
 		case 0:
-			a.route.accepted(l, a, fd)
+			a.route.accepted(l, a, fd, peer)
 		case unix.EAGAIN:
 			return
 		case unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM:
@@ -265,7 +265,7 @@ func (l *loop) exhausted(a *acceptor, errno syscall.Errno) {
 		}
 		closefd(l.spare)
 		l.spare = -1
-		fd, e := accept(a.socket.fd)
+		fd, _, e := accept(a.socket.fd)
 		if e == 0 {
 			closefd(fd)
 			bump(&a.tunnel.cells[l.id].refused, 1)

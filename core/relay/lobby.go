@@ -1,20 +1,24 @@
 package relay
 
-import "github.com/cproxy/cproxy/core/frame"
+import (
+	"net/netip"
+
+	"github.com/cproxy/cproxy/core/frame"
+)
 
 // maxLobby bounds the conns of one loop that have not sent a preface; the
 // oldest makes room, so that silent peers cannot keep others out.
 const maxLobby = 4096
 
 // accepted of the proxy port awaits a preface.
-func (ToPreface) accepted(l *loop, _ *acceptor, fd int) {
+func (ToPreface) accepted(l *loop, _ *acceptor, fd int, peer netip.AddrPort) {
 	if l.lobby.len() >= maxLobby {
 		l.closeProxy(l.lobby.items[0], PrefaceTimeout)
 	}
 	orderlyClose(fd)
 	p := newProxyConn(fd, proxyPreface)
 	p.canWrite = true
-	p.opening = &opening{peer: peerAddress(fd)}
+	p.opening = &opening{peer: peer}
 	if !p.register(l) {
 		closefd(fd)
 		l.tell(PrefaceFailed{Peer: p.opening.peer, Reason: NoDescriptors})
@@ -55,10 +59,10 @@ type closeConn struct{ id ConnID }
 // verified finds the conn that a control-plane answer is about.
 func (l *loop) verified(id ConnID) *proxyConn {
 	n, gen := uint32(id>>32)&0xffffff, uint32(id)
-	if int(n) >= len(l.poll.slots) || l.poll.slots[n].gen != gen {
+	if n >= l.poll.used || l.poll.slot(n).gen != gen {
 		return nil
 	}
-	if p, ok := l.poll.slots[n].h.(*proxyConn); ok && p.state == proxyVerify {
+	if p, ok := l.poll.slot(n).h.(*proxyConn); ok && p.state == proxyVerify {
 		return p
 	}
 	return nil

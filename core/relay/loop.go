@@ -16,6 +16,11 @@ const (
 	turnSlice  = 256 << 10
 )
 
+// reportPause is how long reports that nobody acts upon (see canWait) may
+// wait for company: waking their reader for each of them costs a tenth of the
+// CPU time of short connections.
+const reportPause = 10 * time.Millisecond
+
 // epoch is what the loop clock counts from; only differences matter.
 //
 //nolint:gochecknoglobals // a constant in all but syntax
@@ -43,6 +48,7 @@ type work struct {
 	queue    []queued // with bytes to move, oldest first
 	short    []*shard // where PublicConns wait
 	events   []Event
+	due      int64     // when the events are to be told; 0 without any
 	messages []message // spare list for the inbox
 	stopping bool
 }
@@ -82,7 +88,7 @@ func (l *loop) turn() {
 	for i := range n {
 		ev := &l.poll.events[i]
 		id, gen := uint32(ev.Fd), uint32(ev.Pad)
-		if s := l.poll.slots[id]; s.h != nil && s.gen == gen {
+		if s := l.poll.slot(id); s.h != nil && s.gen == gen {
 			s.h.ready(l, ev.Events)
 		}
 	}
@@ -98,10 +104,14 @@ func (l *loop) patience() time.Duration {
 	if len(l.work.queue) > 0 {
 		return 0
 	}
-	if when, ok := l.timers.next(); ok {
-		return max(0, time.Duration(when-int64(time.Since(epoch))))
+	when, ok := l.timers.next()
+	if due := l.work.due; due > 0 && (!ok || due < when) {
+		when, ok = due, true
 	}
-	return -1
+	if !ok {
+		return -1
+	}
+	return max(0, time.Duration(when-int64(time.Since(epoch))))
 }
 
 func (l *loop) applyMessages() {
@@ -133,8 +143,16 @@ func (l *loop) runQueued() {
 	q.run(l)
 }
 
-// tell notes an event for the end of this turn.
-func (l *loop) tell(ev Event) { l.work.events = append(l.work.events, ev) }
+// tell notes an event for the end of this turn, or of a later one when it is a
+// mere report.
+func (l *loop) tell(ev Event) {
+	l.work.events = append(l.work.events, ev)
+	if !canWait(ev) {
+		l.work.due = l.now
+	} else if l.work.due == 0 {
+		l.work.due = l.after(reportPause)
+	}
+}
 
 func (l *loop) report() {
 	for _, sh := range l.work.short {
@@ -144,10 +162,11 @@ func (l *loop) report() {
 		}
 	}
 	l.work.short = l.work.short[:0]
-	if len(l.work.events) > 0 {
+	if len(l.work.events) > 0 && (l.work.due <= l.now || l.work.stopping) {
 		l.engine.outbox.add(l.work.events)
 		clear(l.work.events)
 		l.work.events = l.work.events[:0]
+		l.work.due = 0
 	}
 }
 
@@ -165,8 +184,8 @@ func (stop) apply(l *loop) { l.work.stopping = true }
 func (l *loop) closeAll() {
 	l.work.stopping = true
 	l.discardAll()
-	for id := range l.poll.slots {
-		switch h := l.poll.slots[id].h.(type) {
+	for h := range l.poll.handlers() {
+		switch h := h.(type) {
 		case *rawConn:
 			l.stopRaw(h)
 		case *proxyConn:

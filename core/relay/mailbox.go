@@ -91,6 +91,16 @@ func droppable(ev Event) bool {
 	}
 }
 
+// canWait tells the reports that nobody acts upon at once.
+func canWait(ev Event) bool {
+	switch ev.(type) {
+	case StreamEnded, Refused, PrefaceFailed:
+		return true
+	default:
+		return false
+	}
+}
+
 // deliver hands batches to the reader until ctx is done.
 func (o *outbox) deliver(ctx context.Context) {
 	for {

@@ -3,6 +3,7 @@ package relay
 import (
 	"errors"
 	"fmt"
+	"iter"
 	"syscall"
 	"time"
 
@@ -29,13 +30,45 @@ type poller struct {
 	epfd   int
 	wakefd int
 	events []unix.EpollEvent
-	slots  []slot
+	pages  []*[pageSlots]slot
+	used   uint32 // slots that were ever in use
 	free   []uint32
 }
 
 type slot struct {
 	h   handler
 	gen uint32
+}
+
+// pageSlots is how many slots are allocated at once: one long slice would leave
+// as much garbage behind as it has entries whenever it grows.
+const pageSlots = 256
+
+func (p *poller) slot(id uint32) *slot { return &p.pages[id/pageSlots][id%pageSlots] }
+
+// newSlot gives a slot that is not in use.
+func (p *poller) newSlot() uint32 {
+	if n := len(p.free); n > 0 {
+		id := p.free[n-1]
+		p.free = p.free[:n-1]
+		return id
+	}
+	if p.used%pageSlots == 0 {
+		p.pages = append(p.pages, new([pageSlots]slot))
+	}
+	p.used++
+	return p.used - 1
+}
+
+// handlers are the owners of all slots.
+func (p *poller) handlers() iter.Seq[handler] {
+	return func(yield func(handler) bool) {
+		for id := range p.used {
+			if h := p.slot(id).h; h != nil && !yield(h) {
+				return
+			}
+		}
+	}
 }
 
 // wakeSlot is the slot of the eventfd.
@@ -53,7 +86,7 @@ func (p *poller) open() error {
 	}
 	p.epfd, p.wakefd = epfd, wakefd
 	p.events = make([]unix.EpollEvent, 256)
-	p.slots = []slot{{}}
+	p.newSlot()
 	if errno := epollCtl(epfd, unix.EPOLL_CTL_ADD, wakefd, unix.EPOLLIN|unix.EPOLLET, wakeSlot, 0); errno != 0 {
 		p.close()
 		return fmt.Errorf("watch eventfd: %w", errno)
@@ -69,16 +102,10 @@ func (p *poller) close() {
 // add registers fd for h. The kernel reports the readiness of the moment, so
 // nothing that arrived before is lost.
 func (p *poller) add(fd int, h handler, events uint32) (uint32, syscall.Errno) {
-	var id uint32
-	if n := len(p.free); n > 0 {
-		id = p.free[n-1]
-		p.free = p.free[:n-1]
-	} else {
-		id = uint32(len(p.slots))
-		p.slots = append(p.slots, slot{})
-	}
-	p.slots[id].h = h
-	if errno := epollCtl(p.epfd, unix.EPOLL_CTL_ADD, fd, events, id, p.slots[id].gen); errno != 0 {
+	id := p.newSlot()
+	s := p.slot(id)
+	s.h = h
+	if errno := epollCtl(p.epfd, unix.EPOLL_CTL_ADD, fd, events, id, s.gen); errno != 0 {
 		p.remove(id)
 		return 0, errno
 	}
@@ -92,7 +119,8 @@ func (p *poller) remove(id uint32) {
 	if id == wakeSlot {
 		return
 	}
-	p.slots[id] = slot{gen: p.slots[id].gen + 1}
+	s := p.slot(id)
+	*s = slot{gen: s.gen + 1}
 	p.free = append(p.free, id)
 }
 

@@ -41,8 +41,8 @@ func TestFinAfterQuiet(t *testing.T) {
 		for _, f := range r.engines {
 			for i := range f.loops {
 				f.inLoop(i, func(l *loop) { // as if that had been long ago
-					for _, slot := range l.poll.slots {
-						if c, ok := slot.h.(*rawConn); ok && c.stream != nil {
+					for h := range l.poll.handlers() {
+						if c, ok := h.(*rawConn); ok && c.stream != nil {
 							c.stream.active -= int64(time.Hour)
 						}
 					}

@@ -1,10 +1,6 @@
 package relay
 
-import (
-	"net/netip"
-
-	"golang.org/x/sys/unix"
-)
+import "golang.org/x/sys/unix"
 
 // socket is one registered descriptor and what the loop knows of it.
 type socket struct {
@@ -89,7 +85,7 @@ type rawConn struct {
 	public  bool // counts against the connection limits
 	eof     bool // the peer's FIN was read
 	finSent bool
-	source  netip.AddrPort
+	source  origin
 	tunnel  *tunnel
 	stream  *stream // nil while waiting
 	out     *buffer // accepted and not yet taken by the socket
@@ -190,6 +186,8 @@ func (l *loop) closeRaw(c *rawConn, orderly bool) {
 	l.mem.free(c.out)
 	c.out = nil
 	l.dropLoad(&c.socket)
+	l.mem.freeDialing(c.dial)
+	c.dial = nil
 	c.state = rawClosed
 	if c.public {
 		c.tunnel.conns.Add(-1)
@@ -203,7 +201,7 @@ func (l *loop) refuse(c *rawConn, why Reason) {
 		c.wait.shard.leave(l, c)
 	}
 	bump(&c.tunnel.cells[l.id].refused, 1)
-	l.tell(Refused{Tunnel: c.tunnel.id, Source: c.source, Reason: why})
+	l.tell(Refused{Tunnel: c.tunnel.id, Source: c.source.addrPort(), Reason: why})
 	l.closeRaw(c, false)
 }
 

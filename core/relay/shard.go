@@ -126,8 +126,8 @@ func (sh *shard) publish(l *loop) {
 
 // accepted makes a PublicConn of an accepted socket and claims a ProxyConn
 // for it.
-func (r ToPool) accepted(l *loop, a *acceptor, fd int) {
-	c := l.newPublic(a, fd)
+func (r ToPool) accepted(l *loop, a *acceptor, fd int, peer netip.AddrPort) {
+	c := l.newPublic(a, fd, peer)
 	if c == nil {
 		return
 	}
@@ -156,8 +156,8 @@ func (r ToPool) accepted(l *loop, a *acceptor, fd int) {
 }
 
 // newPublic registers an accepted socket, or refuses it.
-func (l *loop) newPublic(a *acceptor, fd int) *rawConn {
-	c := &rawConn{socket: socket{fd: fd, canWrite: true}, state: rawWaiting, public: true, tunnel: a.tunnel, source: peerAddress(fd)}
+func (l *loop) newPublic(a *acceptor, fd int, peer netip.AddrPort) *rawConn {
+	c := &rawConn{socket: socket{fd: fd, canWrite: true}, state: rawWaiting, public: true, tunnel: a.tunnel, source: newOrigin(peer)}
 	a.tunnel.conns.Add(1)
 	total := l.engine.conns.Add(1)
 	if !c.register(l) {
@@ -245,8 +245,8 @@ func (l *loop) release(p *proxyConn) {
 // sent already, leave in one send.
 func (l *loop) start(p *proxyConn, c *rawConn, wire uint32) {
 	l.timers.stop(&c.timer)
-	local, err := localAddress(c.fd)
-	if err != nil || !c.source.IsValid() {
+	local, errno := localAddress(c.fd)
+	if errno != 0 || !c.source.valid() {
 		l.refuse(c, VisitorLeft)
 		l.release(p)
 		return
@@ -256,7 +256,7 @@ func (l *loop) start(p *proxyConn, c *rawConn, wire uint32) {
 	p.begin(s, p.seq+1)
 	l.beginStream(s)
 	n := frame.HeaderSize + frame.StartSize
-	frame.PutStart(l.mem.tx, p.seq, frame.Stream{Tunnel: wire, Source: c.source, Destination: local})
+	frame.PutStart(l.mem.tx, p.seq, frame.Stream{Tunnel: wire, Source: c.source.addrPort(), Destination: local})
 	got, eof, failed := c.read(l.mem.tx[n+frame.HeaderSize : loopBuffer])
 	if got > 0 {
 		frame.Header{Type: frame.Data, Seq: p.seq, Length: uint32(got)}.Put(l.mem.tx[n:])
@@ -331,18 +331,20 @@ func (sh *shard) beat(l *loop) {
 }
 
 // accepted of a plain forwarder dials the target at once.
-func (r ToTarget) accepted(l *loop, a *acceptor, fd int) {
-	c := l.newPublic(a, fd)
+func (r ToTarget) accepted(l *loop, a *acceptor, fd int, peer netip.AddrPort) {
+	c := l.newPublic(a, fd, peer)
 	if c == nil {
 		return
 	}
-	if !c.source.IsValid() {
+	if !c.source.valid() {
 		l.refuse(c, VisitorLeft)
 		return
 	}
 	c.state = rawJoined
-	s := &stream{front: c, tunnel: a.tunnel}
-	s.back = &rawConn{socket: socket{fd: -1}, state: rawConnecting, tunnel: a.tunnel, stream: s, source: c.source}
+	f := &forwarding{stream: stream{front: c, tunnel: a.tunnel}}
+	s := &f.stream
+	f.back = rawConn{socket: socket{fd: -1}, state: rawConnecting, tunnel: a.tunnel, stream: s, source: c.source}
+	s.back = &f.back
 	l.beginStream(s)
 	local := netip.AddrPort{}
 	if r.Target.ProxyProtocol != NoProxyHeader {

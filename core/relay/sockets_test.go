@@ -260,15 +260,15 @@ func silentTCP(tb testing.TB) Address {
 		tb.Fatal(err)
 	}
 	tb.Cleanup(func() { closefd(fd) })
-	if err := unix.Bind(fd, sockaddr(netip.AddrPortFrom(loopback, 0))); err != nil {
-		tb.Fatal(err)
+	if errno := bindInet(fd, netip.AddrPortFrom(loopback, 0)); errno != 0 {
+		tb.Fatal(errno)
 	}
 	if err := unix.Listen(fd, 0); err != nil {
 		tb.Fatal(err)
 	}
-	at, err := localAddress(fd)
-	if err != nil {
-		tb.Fatal(err)
+	at, errno := localAddress(fd)
+	if errno != 0 {
+		tb.Fatal(errno)
 	}
 	for range 4 {
 		c, errno := connect(Address{TCP: at})

@@ -25,6 +25,13 @@ type stream struct {
 	over     bool
 }
 
+// forwarding is a stream of a plain forwarder and its second socket: one
+// allocation.
+type forwarding struct {
+	stream stream
+	back   rawConn
+}
+
 // queue lets a stream run again after the events of this turn.
 func (l *loop) queue(s *stream) {
 	if !s.queued && !s.over {
@@ -323,7 +330,7 @@ func (l *loop) endStream(s *stream, why Reason) {
 	s.over = true
 	bump(&s.tunnel.cells[l.id].ended, 1)
 	ev := StreamEnded{
-		Tunnel: s.tunnel.id, Source: s.front.source, Up: s.up, Down: s.down,
+		Tunnel: s.tunnel.id, Source: s.front.source.addrPort(), Up: s.up, Down: s.down,
 		Duration: time.Duration(l.now - s.began), Reason: why,
 	}
 	l.closeRaw(s.front, why == Done)
