@@ -1,13 +1,22 @@
 package relay
 
+import "github.com/cproxy/cproxy/core/frame"
+
 // loopBuffer is the size in bytes of a loop's receive and send buffers, and so
 // the most that one call moves in copy mode.
 const loopBuffer = 64 << 10
 
-// heldSlab is the capacity of the pooled buffers that keep what a blocked
-// socket did not take; smallHeld and less is allocated to size instead.
+// bulkBuffer is the size in bytes of the buffer for bulk that cannot be spliced
+// because there is no pipe. A copy of 1 MiB costs little more than a splice
+// (measured), but a blocked receiver keeps as much.
+const bulkBuffer = 256 << 10
+
+// heldSlab and bulkSlab are the capacities of the pooled buffers that keep what
+// a blocked socket did not take; smallHeld and less is allocated to size
+// instead.
 const (
 	heldSlab  = loopBuffer + 4<<10
+	bulkSlab  = bulkBuffer + 4<<10
 	smallHeld = 4 << 10
 	maxSpare  = 64
 )
@@ -20,14 +29,27 @@ type buffer struct {
 
 func (b *buffer) bytes() []byte { return b.b[b.off:] }
 
-// memory is what a loop reads into and writes from, and what it keeps for the next use. One
-// loop owns it.
+// memory is what a loop reads into and writes from, and what it keeps for the
+// next use. One loop owns it.
 type memory struct {
-	rx    []byte // framed input
-	tx    []byte // raw input; the first frame.HeaderSize bytes are kept for a header
-	spare []*buffer
-	dials []*dialing // spare ones
+	rx        []byte // framed input
+	tx        []byte // raw input; the first frame.HeaderSize bytes are kept for a header
+	large     []byte // the same for bulk, nil without it
+	spare     []*buffer
+	spareBulk []*buffer
+	dials     []*dialing // spare ones
 }
+
+// bulkBuffer gives the buffer for bulk, with room for a header in front.
+func (m *memory) bulkBuffer() []byte {
+	if m.large == nil {
+		m.large = make([]byte, frame.HeaderSize+bulkBuffer)
+	}
+	return m.large
+}
+
+// trim drops what only bulk needs.
+func (m *memory) trim() { m.large, m.spare, m.spareBulk = nil, nil, nil }
 
 // newDialing gives an empty dialing.
 func (m *memory) newDialing() *dialing {
@@ -49,18 +71,27 @@ func (m *memory) freeDialing(d *dialing) {
 
 // hold copies b into a buffer of its own.
 func (m *memory) hold(b []byte) *buffer {
-	if len(b) <= smallHeld {
-		return &buffer{b: append(make([]byte, 0, len(b)), b...)}
-	}
 	var h *buffer
-	if n := len(m.spare); n > 0 && len(b) <= heldSlab {
-		h = m.spare[n-1]
-		m.spare = m.spare[:n-1]
-	} else {
-		h = &buffer{b: make([]byte, 0, max(len(b), heldSlab))}
+	switch {
+	case len(b) <= smallHeld:
+		h = &buffer{b: make([]byte, 0, len(b))}
+	case len(b) <= heldSlab:
+		h = slab(&m.spare, heldSlab)
+	default:
+		h = slab(&m.spareBulk, max(len(b), bulkSlab))
 	}
 	h.b, h.off = append(h.b[:0], b...), 0
 	return h
+}
+
+// slab takes a spare buffer, or makes one of so many bytes.
+func slab(spare *[]*buffer, size int) *buffer {
+	if n := len(*spare); n > 0 {
+		h := (*spare)[n-1]
+		*spare = (*spare)[:n-1]
+		return h
+	}
+	return &buffer{b: make([]byte, 0, size)}
 }
 
 // add appends b to h, or holds it when h is nil.
@@ -72,9 +103,20 @@ func (m *memory) add(h *buffer, b []byte) *buffer {
 	return h
 }
 
-// free gives a buffer back; the caller forgets it.
-func (m *memory) free(h *buffer) {
-	if h != nil && cap(h.b) == heldSlab && len(m.spare) < maxSpare {
-		m.spare = append(m.spare, h)
+// free takes a buffer back and tells whether it keeps it.
+func (m *memory) free(h *buffer) bool {
+	if h == nil {
+		return false
 	}
+	spare := &m.spare
+	if cap(h.b) == bulkSlab {
+		spare = &m.spareBulk
+	} else if cap(h.b) != heldSlab {
+		return false
+	}
+	if len(*spare) >= maxSpare {
+		return false
+	}
+	*spare = append(*spare, h)
+	return true
 }

@@ -120,18 +120,17 @@ func (l *loop) readProxy(p *proxyConn, slice int) (more bool) {
 		if !p.canRead {
 			return false
 		}
-		if p.in.bulk && p.in.need > 0 && p.in.held == nil && p.stream != nil {
-			if n := l.spliceIn(p, slice); n > 0 {
-				slice -= n
-				continue
-			} else if !p.canRead || p.state == proxyClosed || p.stream != nil && p.stream.front.pending() {
+		if p.in.bulk && p.in.need > 0 && p.in.held == nil && p.stream != nil && p.stream.front.state == rawJoined {
+			n, ok := l.readBulk(p, slice)
+			if slice -= n; !ok {
 				return false
 			}
+			continue
 		}
 		off := 0
 		if h := p.in.held; h != nil {
 			off = copy(l.mem.rx, h.bytes())
-			l.mem.free(h)
+			l.free(h)
 			p.in.held = nil
 		}
 		limit := loopBuffer
@@ -140,18 +139,38 @@ func (l *loop) readProxy(p *proxyConn, slice int) (more bool) {
 		} else if p.in.bulk && p.in.need == 0 && off == 0 {
 			limit = frame.HeaderSize // what follows is likely to be spliced too
 		}
-		n, eof, failed := p.read(l.mem.rx[off:limit])
-		if eof || failed {
-			l.closeProxy(p, ProxyLost)
-			return false
-		}
-		slice -= n
-		l.keep(p, l.mem.rx[:off+n])
-		if p.in.blocked {
+		n, ok := l.readInto(p, l.mem.rx[:limit], off)
+		if slice -= n; !ok {
 			return false
 		}
 	}
 	return p.state != proxyClosed
+}
+
+// readBulk moves payload of a large DATA frame on to the front of the stream:
+// through a pipe, or without one through a large buffer. Not ok when nothing
+// more can be read for now.
+func (l *loop) readBulk(p *proxyConn, limit int) (n int, ok bool) {
+	if !l.flushRaw(p.stream.front) {
+		return 0, p.stream == nil // the flush may have found the socket dead
+	}
+	if n = l.spliceIn(p, limit); n > 0 || !p.canRead || p.state == proxyClosed {
+		return n, n > 0
+	}
+	b := l.sending(bulkBegins)
+	return l.readInto(p, b[:min(len(b), int(p.in.need))], 0)
+}
+
+// readInto receives into b, behind the off bytes that it holds already, and
+// feeds all of it. Not ok when the conn has ended or its stream is blocked.
+func (l *loop) readInto(p *proxyConn, b []byte, off int) (n int, ok bool) {
+	n, eof, failed := p.read(b[off:])
+	if eof || failed {
+		l.closeProxy(p, ProxyLost)
+		return 0, false
+	}
+	l.keep(p, b[:off+n])
+	return n, !p.in.blocked
 }
 
 // keep feeds b and holds what is left of it.
@@ -176,7 +195,7 @@ func (l *loop) feedHeld(p *proxyConn) bool {
 	p.in.blocked = blocked
 	h.off = len(h.b) - len(rest)
 	if len(rest) == 0 {
-		l.mem.free(h)
+		l.free(h)
 		p.in.held = nil
 	}
 	return !blocked

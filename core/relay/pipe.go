@@ -14,6 +14,10 @@ const pipeSize = 1 << 20
 // (pipe-user-pages-soft, pipe(7)) an unprivileged user gets pipes of two pages.
 const minPipe = 256 << 10
 
+// maxPipes bounds the pipes of a loop: a receiver that stalls keeps one for as
+// long as it does, and they hold memory of the kernel.
+const maxPipes = 64
+
 // maxSparePipes is how many empty pipes a loop keeps for the next bulk.
 const maxSparePipes = 16
 
@@ -38,13 +42,16 @@ type pipes struct {
 	timer   timer
 }
 
-// borrow gives an empty pipe, or nil when the user's quota is used up: the
-// caller copies instead.
+// borrow gives an empty pipe, or nil when the loop has lent all it may or the
+// user's quota is used up: the caller copies instead.
 func (p *pipes) borrow() *pipe {
 	if n := len(p.spare); n > 0 {
 		b := p.spare[n-1]
 		p.spare = p.spare[:n-1]
 		return b
+	}
+	if p.open >= maxPipes {
+		return nil
 	}
 	if p.refused > 0 {
 		p.refused--

@@ -133,7 +133,7 @@ func (l *loop) unqueueConn(p *proxyConn) {
 func (p *proxyConn) run(l *loop) {
 	p.queued = false
 	if p.state != proxyClosed {
-		l.visit(p, turnSlice)
+		l.visit(p, l.slice())
 	}
 }
 
@@ -247,8 +247,8 @@ func (l *loop) closeProxy(p *proxyConn, why Reason) {
 	l.timers.stop(&p.timer)
 	l.poll.remove(p.slot)
 	closefd(p.fd)
-	l.mem.free(p.out)
-	l.mem.free(p.in.held)
+	l.free(p.out)
+	l.free(p.in.held)
 	p.out, p.in = nil, inflow{}
 	l.dropLoad(&p.socket)
 	switch before {

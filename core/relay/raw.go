@@ -151,7 +151,7 @@ func (l *loop) flush(s *socket, out **buffer) (done, failed bool) {
 		if failed || len(b.bytes()) > 0 {
 			return false, failed
 		}
-		l.mem.free(b)
+		l.free(b)
 		*out = nil
 	}
 	if s.load != nil {
@@ -183,7 +183,7 @@ func (l *loop) closeRaw(c *rawConn, orderly bool) {
 		closefd(c.fd)
 		c.fd = -1
 	}
-	l.mem.free(c.out)
+	l.free(c.out)
 	c.out = nil
 	l.dropLoad(&c.socket)
 	l.mem.freeDialing(c.dial)

@@ -12,6 +12,26 @@ import (
 // ended often goes on in a moment, and an idle engine holds none.
 const keepPipes = time.Second
 
+// bulk tells whether a direction moves much at a time, so that its bytes are
+// spliced: it is above zero then. Bulk that arrives in pieces stays bulk; only
+// two small ones in a row, or an end, make it messages again.
+type bulk uint8
+
+const (
+	bulkBegins = 2
+	smallPiece = 16 << 10
+)
+
+// moved notes that n bytes were moved where most were possible.
+func (b *bulk) moved(n, most int) {
+	switch {
+	case n >= min(most, loopBuffer):
+		*b = bulkBegins
+	case n < smallPiece && *b > 0:
+		*b--
+	}
+}
+
 // spliceOut moves up to limit bytes from the front of a stream into one DATA
 // frame without copying them. The header is sent for bytes that are in the
 // pipe already, so that it can always be completed. n is 0 when the front has
@@ -23,13 +43,13 @@ func (l *loop) spliceOut(s *stream, limit int) (n int, ok bool) {
 	if b == nil {
 		return 0, true
 	}
-	n, end := l.fill(b, &c.socket, min(limit, frame.MaxData))
+	limit = min(limit, frame.MaxData)
+	n, end := l.fill(b, &c.socket, limit)
 	if end != filled {
-		s.bulkUp = false
 		l.endFill(s, c, end)
 		return 0, end == nothing && !s.over
 	}
-	s.bulkUp = n >= loopBuffer
+	s.bulkUp.moved(n, limit)
 	s.count(l, c.public, n)
 	header := l.mem.tx[:frame.HeaderSize]
 	frame.Header{Type: frame.Data, Seq: p.seq, Length: uint32(n)}.Put(header)
@@ -48,12 +68,9 @@ func (l *loop) spliceOut(s *stream, limit int) (n int, ok bool) {
 }
 
 // spliceIn moves up to limit payload bytes of the current DATA frame to the
-// front of the stream. It gives 0 when it moved none.
+// front of the stream, which can take some. It gives 0 when it moved none.
 func (l *loop) spliceIn(p *proxyConn, limit int) int {
 	s := p.stream
-	if !l.flushRaw(s.front) {
-		return 0
-	}
 	b := l.pipes.borrow()
 	if b == nil {
 		return 0
@@ -77,18 +94,17 @@ func (l *loop) spliceIn(p *proxyConn, limit int) int {
 
 // spliceBare moves bytes between the two sockets of a forwarder; the results
 // are those of spliceOut.
-func (l *loop) spliceBare(s *stream, from, to *rawConn, bulk *bool, limit int) (n int, ok bool) {
+func (l *loop) spliceBare(s *stream, from, to *rawConn, bulk *bulk, limit int) (n int, ok bool) {
 	b := l.pipes.borrow()
 	if b == nil {
 		return 0, true
 	}
 	n, end := l.fill(b, &from.socket, limit)
 	if end != filled {
-		*bulk = false
 		l.endFill(s, from, end)
 		return 0, end == nothing && !s.over
 	}
-	*bulk = n >= loopBuffer
+	bulk.moved(n, limit)
 	s.count(l, from.public, n)
 	to.load = b
 	return n, l.flushRaw(to)
@@ -164,20 +180,44 @@ func (l *loop) dropLoad(s *socket) {
 	}
 }
 
-// giveBack returns a pipe and has the spare ones closed when bulk has ended.
+// giveBack returns a pipe.
 func (l *loop) giveBack(b *pipe) {
 	l.pipes.giveBack(b)
+	l.usedBulk()
+}
+
+// free gives a buffer back; the caller forgets it.
+func (l *loop) free(h *buffer) {
+	if l.mem.free(h) {
+		l.usedBulk()
+	}
+}
+
+// sending gives what a direction is read into in copy mode, with room for a
+// header in front.
+func (l *loop) sending(b bulk) []byte {
+	if b == 0 {
+		return l.mem.tx[:frame.HeaderSize+loopBuffer]
+	}
+	l.usedBulk()
+	return l.mem.bulkBuffer()
+}
+
+// usedBulk has spare pipes and buffers given back to the system when bulk has
+// ended.
+func (l *loop) usedBulk() {
 	l.pipes.used = l.now
 	if l.pipes.timer.pos == 0 {
 		l.timers.set(&l.pipes.timer, &l.pipes, l.after(keepPipes))
 	}
 }
 
-// expired closes the pipes that have not been used for a while.
+// expired ends what has not been used for a while.
 func (p *pipes) expired(l *loop) {
 	if due := p.used + int64(keepPipes); due > l.now {
 		l.timers.set(&p.timer, p, due)
 		return
 	}
 	p.trim()
+	l.mem.trim()
 }

@@ -19,8 +19,8 @@ type stream struct {
 	began    int64
 	active   int64 // when bytes moved last
 	unsent   int   // bytes in kernel buffers when a deadline last looked
-	bulkUp   bool  // the front sends much: splice
-	bulkDown bool  // the back of a forwarder does
+	bulkUp   bulk  // of what the front sends
+	bulkDown bulk  // of what the back of a forwarder sends
 	queued   bool
 	over     bool
 }
@@ -43,17 +43,18 @@ func (l *loop) queue(s *stream) {
 func (s *stream) run(l *loop) {
 	s.queued = false
 	if !s.over {
-		l.pump(s, turnSlice)
+		l.pump(s, l.slice())
 	}
 }
 
 // visitStream moves what can be moved after an event. Bulk waits for its turn
 // in the queue, so that the messages of this turn go first.
 func (l *loop) visitStream(s *stream) {
-	if s.bulkUp || s.bulkDown || s.proxy != nil && s.proxy.in.bulk && s.proxy.in.need > 0 {
+	if s.bulkUp > 0 || s.bulkDown > 0 || s.proxy != nil && s.proxy.in.bulk && s.proxy.in.need > 0 {
 		l.queue(s)
 		return
 	}
+	l.work.message = l.now
 	l.pump(s, visitSlice)
 }
 
@@ -113,7 +114,7 @@ func (l *loop) sendFramed(s *stream, slice int) (more bool) {
 		if c.state != rawJoined || c.eof || !c.canRead || !l.flushProxy(p) {
 			return false
 		}
-		if s.bulkUp {
+		if s.bulkUp > 0 {
 			n, ok := l.spliceOut(s, slice)
 			if !ok {
 				return false
@@ -123,7 +124,8 @@ func (l *loop) sendFramed(s *stream, slice int) (more bool) {
 				continue
 			}
 		}
-		b := l.mem.tx[frame.HeaderSize : frame.HeaderSize+loopBuffer]
+		tx := l.sending(s.bulkUp)
+		b := tx[frame.HeaderSize:]
 		n, eof, failed := c.read(b)
 		switch {
 		case failed:
@@ -133,11 +135,11 @@ func (l *loop) sendFramed(s *stream, slice int) (more bool) {
 			l.bareEnd(s, c)
 			return false
 		case n > 0:
-			frame.Header{Type: frame.Data, Seq: p.seq, Length: uint32(n)}.Put(l.mem.tx)
+			frame.Header{Type: frame.Data, Seq: p.seq, Length: uint32(n)}.Put(tx)
 			slice -= n
-			s.bulkUp = n == len(b)
+			s.bulkUp.moved(n, len(b))
 			s.count(l, c.public, n)
-			if !l.writeProxy(p, l.mem.tx[:frame.HeaderSize+n]) {
+			if !l.writeProxy(p, tx[:frame.HeaderSize+n]) {
 				return false
 			}
 		}
@@ -158,7 +160,7 @@ func (l *loop) copyBare(s *stream, from, to *rawConn, slice int) (more bool) {
 		if from.state != rawJoined || from.eof || !from.canRead || !l.flushRaw(to) {
 			return false
 		}
-		if *bulk {
+		if *bulk > 0 {
 			n, ok := l.spliceBare(s, from, to, bulk, slice)
 			if !ok {
 				return false
@@ -168,7 +170,8 @@ func (l *loop) copyBare(s *stream, from, to *rawConn, slice int) (more bool) {
 				continue
 			}
 		}
-		n, eof, failed := from.read(l.mem.tx[:loopBuffer])
+		b := l.sending(*bulk)[frame.HeaderSize:]
+		n, eof, failed := from.read(b)
 		switch {
 		case failed:
 			l.endStream(s, PeerReset)
@@ -178,15 +181,15 @@ func (l *loop) copyBare(s *stream, from, to *rawConn, slice int) (more bool) {
 			return false
 		case n > 0:
 			slice -= n
-			*bulk = n == loopBuffer
+			bulk.moved(n, len(b))
 			s.count(l, from.public, n)
-			sent, failed := to.write(l.mem.tx[:n])
+			sent, failed := to.write(b[:n])
 			if failed {
 				l.endStream(s, PeerReset)
 				return false
 			}
 			if sent < n {
-				to.out = l.mem.hold(l.mem.tx[sent:n])
+				to.out = l.mem.hold(b[sent:n])
 			}
 		}
 	}
