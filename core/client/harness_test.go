@@ -235,7 +235,7 @@ func ready(t *testing.T, conn net.Conn, p frame.Preface, key []byte) {
 	t.Helper()
 	b := make([]byte, frame.HeaderSize, frame.HeaderSize+frame.ReadySize)
 	frame.Header{Type: frame.Ready, Length: frame.ReadySize}.Put(b)
-	mac := p.Ready(key, frame.Exporter{})
+	mac := p.Ready(frame.NewKey(key), frame.Exporter{})
 	if _, err := conn.Write(append(b, mac[:]...)); err != nil {
 		t.Fatal(err)
 	}

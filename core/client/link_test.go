@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cproxy/cproxy/core/frame"
 	"github.com/cproxy/cproxy/core/identity"
 	"github.com/cproxy/cproxy/core/retry"
 	"github.com/cproxy/cproxy/core/wire"
@@ -167,7 +168,7 @@ func TestResume(t *testing.T) {
 	k.quiet()
 	k.send((&wire.NeedProxyConn{N: 1}).ServerMessage())
 	_, p, sealed := s.proxyConn()
-	if err := p.Verify(sealed, sessionKey(2), [32]byte{}); err != nil || p.Epoch != 2 || p.ProxyID != 1 {
+	if err := p.Verify(sealed, frame.NewKey(sessionKey(2)), [32]byte{}); err != nil || p.Epoch != 2 || p.ProxyID != 1 {
 		t.Errorf("preface %+v: %v, want the first of epoch 2", p, err)
 	}
 	k.drop()

@@ -115,9 +115,10 @@ func (p *pool) failed(id relay.PoolID) bool {
 // nothing is: the server may have another key by the time they arrive.
 func (o *owner) dial() {
 	p, s := &o.pool, o.session
-	if o.link.conn == nil {
+	if o.link.conn == nil || p.wanted <= 0 || p.pending >= p.most {
 		return
 	}
+	key := frame.NewKey(s.key)
 	for ; p.wanted > 0 && p.pending < p.most; p.wanted-- {
 		p.pending++
 		p.ref++
@@ -125,8 +126,8 @@ func (o *owner) dial() {
 		preface := frame.Preface{Mode: frame.Plain, ControlID: s.control, Epoch: s.epoch, ProxyID: s.proxyID}
 		o.client.engine.Submit(relay.Dial{
 			Pool: p.id, Ref: p.ref, Address: s.proxy,
-			Preface: preface.Seal(s.key, frame.Exporter{}),
-			Ready:   preface.Ready(s.key, frame.Exporter{}),
+			Preface: preface.Seal(key, frame.Exporter{}),
+			Ready:   preface.Ready(key, frame.Exporter{}),
 		})
 	}
 }

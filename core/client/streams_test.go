@@ -90,7 +90,7 @@ func connected(t *testing.T, s *fakeServer, r *running) (*fakeControl, net.Conn)
 	if want := (frame.Preface{Mode: frame.Plain, ControlID: 77, Epoch: 1, ProxyID: 1}); p != want {
 		t.Fatalf("preface %+v, want %+v", p, want)
 	}
-	if err := p.Verify(sealed, sessionKey(1), frame.Exporter{}); err != nil {
+	if err := p.Verify(sealed, frame.NewKey(sessionKey(1)), frame.Exporter{}); err != nil {
 		t.Fatal(err)
 	}
 	ready(t, conn, p, sessionKey(1))

@@ -3,7 +3,9 @@ package frame
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"net/netip"
+	"strings"
 	"testing"
 )
 
@@ -105,12 +107,12 @@ func TestResetRoundTrip(t *testing.T) {
 func TestPreface(t *testing.T) {
 	key := bytes.Repeat([]byte{7}, 32)
 	p := Preface{Mode: Plain, ControlID: 1, Epoch: 2, ProxyID: 3}
-	sealed := p.Seal(key, Exporter{})
+	sealed := p.Seal(NewKey(key), Exporter{})
 	got, err := ParsePreface(sealed)
 	if err != nil || got != p {
 		t.Fatalf("got %+v, %v", got, err)
 	}
-	if err := got.Verify(sealed, key, Exporter{}); err != nil {
+	if err := got.Verify(sealed, NewKey(key), Exporter{}); err != nil {
 		t.Fatal(err)
 	}
 
@@ -134,7 +136,7 @@ func TestPreface(t *testing.T) {
 			}
 			q, err := ParsePreface(forged)
 			if err == nil {
-				err = q.Verify(forged, c.key, c.exporter)
+				err = q.Verify(forged, NewKey(c.key), c.exporter)
 			}
 			if !errors.Is(err, ErrMAC) {
 				t.Fatalf("got %v, want %v", err, ErrMAC)
@@ -143,17 +145,44 @@ func TestPreface(t *testing.T) {
 	}
 }
 
+// Opening a conn leaves no garbage behind, and a Key used again signs as a new
+// one does.
+func TestKeyIsUsedAgain(t *testing.T) {
+	secret := bytes.Repeat([]byte{7}, 32)
+	key := NewKey(secret)
+	for id := range uint64(3) {
+		p := Preface{Mode: TLS, ControlID: 1, Epoch: 2, ProxyID: id}
+		exporter := Exporter{byte(id)}
+		if p.Seal(key, exporter) != p.Seal(NewKey(secret), exporter) || p.Ready(key, exporter) != p.Ready(NewKey(secret), exporter) {
+			t.Fatalf("conn %d is signed differently", id)
+		}
+	}
+	p := Preface{Mode: Plain}
+	sealed := p.Seal(key, Exporter{})
+	if n := testing.AllocsPerRun(100, func() {
+		if p.Verify(sealed, key, Exporter{}) != nil {
+			t.Error("not verified")
+		}
+		p.Ready(key, Exporter{})
+	}); n > 0 {
+		t.Fatalf("%v allocations", n)
+	}
+	if s := fmt.Sprintf("%v %+v %#v", key, key, key); strings.Trim(s, "* ") != "" {
+		t.Fatalf("prints as %s", s)
+	}
+}
+
 func TestReadyIsNotReflection(t *testing.T) {
 	key := bytes.Repeat([]byte{7}, 32)
 	p := Preface{Mode: Plain, ControlID: 1, Epoch: 2, ProxyID: 3}
-	sealed, ready := p.Seal(key, Exporter{}), p.Ready(key, Exporter{})
+	sealed, ready := p.Seal(NewKey(key), Exporter{}), p.Ready(NewKey(key), Exporter{})
 	if bytes.Equal(sealed[prefaceSigned:], ready[:]) {
 		t.Fatal("READY repeats the MAC of the preface")
 	}
 }
 
 func TestPrefaceRefusals(t *testing.T) {
-	good := Preface{Mode: Plain}.Seal(nil, Exporter{})
+	good := Preface{Mode: Plain}.Seal(NewKey(nil), Exporter{})
 	for name, c := range map[string]struct {
 		at    int
 		value byte
@@ -226,7 +255,7 @@ func FuzzParseReset(f *testing.F) {
 
 func FuzzParsePreface(f *testing.F) {
 	key := []byte("key")
-	sealed := Preface{Mode: Plain, ControlID: 1}.Seal(key, Exporter{})
+	sealed := Preface{Mode: Plain, ControlID: 1}.Seal(NewKey(key), Exporter{})
 	f.Add(sealed[:])
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		if len(raw) != PrefaceSize {
@@ -236,7 +265,7 @@ func FuzzParsePreface(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if p.Verify([PrefaceSize]byte(raw), []byte("a key that signed nothing"), Exporter{}) == nil {
+		if p.Verify([PrefaceSize]byte(raw), NewKey([]byte("a key that signed nothing")), Exporter{}) == nil {
 			t.Fatal("verified without the key")
 		}
 	})

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
+	"hash"
 )
 
 // PrefaceSize is the size in bytes of the first thing a client sends on a
@@ -58,23 +59,54 @@ type Preface struct {
 // its connection; all zeros in plain mode.
 type Exporter [32]byte
 
+// Key signs and checks what opens ProxyConns. It is made of a session key once
+// and used for many conns; not for concurrent use.
+type Key struct {
+	mac    hash.Hash
+	signed [maxSigned]byte // scratch
+	sum    [sha256.Size]byte
+}
+
+// maxSigned is the longest that is signed: label, fields, exporter.
+const maxSigned = len(prefaceLabel) + prefaceSigned + len(Exporter{})
+
+// NewKey makes a Key of a session key, which it does not keep.
+func NewKey(session []byte) *Key { return &Key{mac: hmac.New(sha256.New, session)} }
+
+// String hides the key.
+func (*Key) String() string { return "***" }
+
+// GoString hides the key.
+func (*Key) GoString() string { return "***" }
+
+// sign gives the MAC under a label; it is overwritten by the next.
+func (k *Key) sign(label string, p Preface, exporter Exporter) []byte {
+	n := copy(k.signed[:], label)
+	p.put(k.signed[n : n+prefaceSigned])
+	n += prefaceSigned
+	n += copy(k.signed[n:], exporter[:])
+	k.mac.Reset()
+	k.mac.Write(k.signed[:n])
+	return k.mac.Sum(k.sum[:0])
+}
+
 // Seal gives the signed bytes of p.
-func (p Preface) Seal(key []byte, exporter Exporter) [PrefaceSize]byte {
+func (p Preface) Seal(key *Key, exporter Exporter) [PrefaceSize]byte {
 	var b [PrefaceSize]byte
 	p.put(b[:])
-	copy(b[prefaceSigned:], mac(key, prefaceLabel, b[:prefaceSigned], exporter))
+	copy(b[prefaceSigned:], key.sign(prefaceLabel, p, exporter))
 	return b
 }
 
 // Ready gives the MAC that proves, in the READY frame answering p, that the
 // server knows the session key too.
-func (p Preface) Ready(key []byte, exporter Exporter) [ReadySize]byte {
-	var b [prefaceSigned]byte
-	p.put(b[:])
-	return [ReadySize]byte(mac(key, readyLabel, b[:], exporter))
+func (p Preface) Ready(key *Key, exporter Exporter) [ReadySize]byte {
+	return [ReadySize]byte(key.sign(readyLabel, p, exporter))
 }
 
+// put overwrites b with the fields, zeros behind them.
 func (p Preface) put(b []byte) {
+	clear(b)
 	copy(b, Magic)
 	b[4] = byte(p.Mode)
 	binary.BigEndian.PutUint64(b[8:], p.ControlID)
@@ -104,18 +136,10 @@ func ParsePreface(b [PrefaceSize]byte) (Preface, error) {
 }
 
 // Verify checks in constant time that sealed is p signed with key.
-func (p Preface) Verify(sealed [PrefaceSize]byte, key []byte, exporter Exporter) error {
+func (p Preface) Verify(sealed [PrefaceSize]byte, key *Key, exporter Exporter) error {
 	want := p.Seal(key, exporter)
 	if !hmac.Equal(want[:], sealed[:]) {
 		return ErrMAC
 	}
 	return nil
-}
-
-func mac(key []byte, label string, signed []byte, exporter Exporter) []byte {
-	m := hmac.New(sha256.New, key)
-	m.Write([]byte(label))
-	m.Write(signed)
-	m.Write(exporter[:])
-	return m.Sum(nil)
 }

@@ -37,7 +37,8 @@ type memory struct {
 	large     []byte // the same for bulk, nil without it
 	spare     []*buffer
 	spareBulk []*buffer
-	dials     []*dialing // spare ones
+	dials     spares[dialing]
+	openings  spares[opening]
 }
 
 // bulkBuffer gives the buffer for bulk, with room for a header in front.
@@ -51,21 +52,25 @@ func (m *memory) bulkBuffer() []byte {
 // trim drops what only bulk needs.
 func (m *memory) trim() { m.large, m.spare, m.spareBulk = nil, nil, nil }
 
-// newDialing gives an empty dialing.
-func (m *memory) newDialing() *dialing {
-	if n := len(m.dials); n > 0 {
-		d := m.dials[n-1]
-		m.dials = m.dials[:n-1]
-		return d
+// spares are objects of a moment kept for the next use.
+type spares[T any] []*T
+
+// take gives a zero object.
+func (s *spares[T]) take() *T {
+	if n := len(*s); n > 0 {
+		x := (*s)[n-1]
+		*s = (*s)[:n-1]
+		return x
 	}
-	return &dialing{}
+	return new(T)
 }
 
-// freeDialing gives a dialing back; the caller forgets it.
-func (m *memory) freeDialing(d *dialing) {
-	if d != nil && len(m.dials) < maxSpare {
-		*d = dialing{}
-		m.dials = append(m.dials, d)
+// put takes an object back, nil too; the caller forgets it.
+func (s *spares[T]) put(x *T) {
+	if x != nil && len(*s) < maxSpare {
+		var zero T
+		*x = zero
+		*s = append(*s, x)
 	}
 }
 

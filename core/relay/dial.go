@@ -23,7 +23,7 @@ type dialing struct {
 
 // dialTarget connects c to the first address of t that answers.
 func (l *loop) dialTarget(c *rawConn, t Target, destination netip.AddrPort) {
-	c.dial = l.mem.newDialing()
+	c.dial = l.mem.dials.take()
 	*c.dial = dialing{target: t, destination: destination}
 	l.dialNext(c)
 }
@@ -169,7 +169,7 @@ func (l *loop) nextAddress(c *rawConn) {
 func (l *loop) connected(c *rawConn) {
 	l.timers.stop(&c.timer)
 	d := *c.dial
-	l.mem.freeDialing(c.dial)
+	l.mem.dials.put(c.dial)
 	c.dial = nil
 	c.state = rawJoined
 	c.canWrite = true
@@ -197,7 +197,8 @@ func (m dialProxy) apply(l *loop) {
 	}
 	orderlyClose(fd) // frames tell an end from a loss; no reset is needed
 	p := newProxyConn(fd, proxyConnecting)
-	p.opening = &opening{peer: d.Address, ref: d.Ref, ready: d.Ready, preface: d.Preface}
+	p.opening = l.mem.openings.take()
+	*p.opening = opening{peer: d.Address, ref: d.Ref, ready: d.Ready, preface: d.Preface}
 	if !p.register(l) {
 		closefd(fd)
 		l.tell(DialFailed{Pool: d.Pool, Ref: d.Ref, Err: fmt.Errorf("watch proxy connection: %w", unix.ENOMEM)})

@@ -88,7 +88,7 @@ func FuzzClientConn(f *testing.F) {
 
 // Whatever comes first on the proxy port is no conn unless it proves the key.
 func FuzzPreface(f *testing.F) {
-	good := prefaceOf(1).Seal(linkKey, frame.Exporter{})
+	good := prefaceOf(1).Seal(frame.NewKey(linkKey), frame.Exporter{})
 	f.Add(good[:])
 	f.Add(good[:63])
 	f.Add([]byte{frame.TLSHandshake, 3, 1})
@@ -116,5 +116,5 @@ func proven(b []byte) bool {
 		return false
 	}
 	p, err := frame.ParsePreface(sealed)
-	return err == nil && p.Verify(sealed, linkKey, frame.Exporter{}) == nil
+	return err == nil && p.Verify(sealed, frame.NewKey(linkKey), frame.Exporter{}) == nil
 }

@@ -310,8 +310,8 @@ func (n *near) stranger(tb testing.TB) *net.TCPConn {
 
 func TestBadPrefaces(t *testing.T) {
 	n := startNear(t, linkOptions{}, nil)
-	good := prefaceOf(1).Seal(linkKey, frame.Exporter{})
-	forged := prefaceOf(1).Seal([]byte("another key"), frame.Exporter{})
+	good := prefaceOf(1).Seal(frame.NewKey(linkKey), frame.Exporter{})
+	forged := prefaceOf(1).Seal(frame.NewKey([]byte("another key")), frame.Exporter{})
 	for name, first := range map[string][]byte{
 		"TLS":            {frame.TLSHandshake},
 		"text":           []byte("GET / HTTP/1.1\r\nHost: x\r\n\r\n"),

@@ -72,11 +72,11 @@ func startNear(tb testing.TB, o linkOptions, react func(Event)) *near {
 // admit does what the control plane of a server does with a preface.
 func (n *near) admit(ev PrefaceReceived) {
 	p, err := frame.ParsePreface(ev.Preface)
-	if err != nil || p.Verify(ev.Preface, linkKey, frame.Exporter{}) != nil {
+	if err != nil || p.Verify(ev.Preface, frame.NewKey(linkKey), frame.Exporter{}) != nil {
 		n.Submit(Close{Conn: ev.Conn})
 		return
 	}
-	n.Submit(Park{Conn: ev.Conn, Pool: linkPool, Ready: p.Ready(linkKey, frame.Exporter{})})
+	n.Submit(Park{Conn: ev.Conn, Pool: linkPool, Ready: p.Ready(frame.NewKey(linkKey), frame.Exporter{})})
 }
 
 // prefaceOf is the preface of the n-th conn of the test's client.
@@ -109,7 +109,7 @@ func startFar(tb testing.TB, o linkOptions) *far {
 func (f *far) dial(to netip.AddrPort) (ref uint64) {
 	ref = f.dialled.Add(1)
 	p := prefaceOf(ref)
-	f.Submit(Dial{Pool: linkPool, Ref: ref, Address: to, Preface: p.Seal(linkKey, frame.Exporter{}), Ready: p.Ready(linkKey, frame.Exporter{})})
+	f.Submit(Dial{Pool: linkPool, Ref: ref, Address: to, Preface: p.Seal(frame.NewKey(linkKey), frame.Exporter{}), Ready: p.Ready(frame.NewKey(linkKey), frame.Exporter{})})
 	return ref
 }
 

@@ -18,7 +18,8 @@ func (ToPreface) accepted(l *loop, _ *acceptor, fd int, peer netip.AddrPort) {
 	orderlyClose(fd)
 	p := newProxyConn(fd, proxyPreface)
 	p.canWrite = true
-	p.opening = &opening{peer: peer}
+	p.opening = l.mem.openings.take()
+	p.opening.peer = peer
 	if !p.register(l) {
 		closefd(fd)
 		l.tell(PrefaceFailed{Peer: p.opening.peer, Reason: NoDescriptors})

@@ -15,7 +15,7 @@ func TestSilentPeers(t *testing.T) {
 	set := DefaultSettings()
 	set.Preface = time.Second
 	k := startLink(t, linkOptions{loops: 2, settings: set, target: localServer(t, echo).target})
-	half := prefaceOf(9).Seal(linkKey, frame.Exporter{})
+	half := prefaceOf(9).Seal(frame.NewKey(linkKey), frame.Exporter{})
 	var strangers []*net.TCPConn
 	for i := range silent {
 		c := k.server.stranger(t)
@@ -71,7 +71,7 @@ func TestPrefaceWithoutVerdict(t *testing.T) {
 	at := f.listen(1, ToPreface{})
 	f.Submit(OpenPool{Pool: linkPool, Side: ServerSide, MaxIdle: -1})
 	c := dialTCP(t, at)
-	sealed := prefaceOf(1).Seal(linkKey, frame.Exporter{})
+	sealed := prefaceOf(1).Seal(frame.NewKey(linkKey), frame.Exporter{})
 	if _, err := c.Write(sealed[:]); err != nil {
 		t.Fatal(err)
 	}
@@ -95,7 +95,7 @@ func TestParkInClosedPool(t *testing.T) {
 	for _, loops := range []int{1, 2} {
 		f := startEngine(t, loops, DefaultSettings(), nil)
 		at := f.listen(1, ToPreface{})
-		sealed := prefaceOf(1).Seal(linkKey, frame.Exporter{})
+		sealed := prefaceOf(1).Seal(frame.NewKey(linkKey), frame.Exporter{})
 		c := dialTCP(t, at)
 		if _, err := c.Write(sealed[:]); err != nil {
 			t.Fatal(err)

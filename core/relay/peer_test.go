@@ -95,9 +95,9 @@ func (n *near) peer(tb testing.TB) *peer {
 	tb.Helper()
 	p := &peer{TCPConn: dialTCP(tb, n.proxy), tb: tb}
 	preface := prefaceOf(1)
-	sealed := preface.Seal(linkKey, frame.Exporter{})
+	sealed := preface.Seal(frame.NewKey(linkKey), frame.Exporter{})
 	p.send(sealed[:])
-	ready := preface.Ready(linkKey, frame.Exporter{})
+	ready := preface.Ready(frame.NewKey(linkKey), frame.Exporter{})
 	if got := p.want(frame.Ready, 0); !bytes.Equal(got, ready[:]) {
 		tb.Fatalf("READY carries %x", got)
 	}
@@ -116,7 +116,7 @@ func (f *far) dialledPeer(tb testing.TB) *peer {
 	tb.Cleanup(func() { c.Close() })
 	_ = c.SetDeadline(time.Now().Add(patience))
 	var got [frame.PrefaceSize]byte
-	want := prefaceOf(ref).Seal(linkKey, frame.Exporter{})
+	want := prefaceOf(ref).Seal(frame.NewKey(linkKey), frame.Exporter{})
 	if _, err := io.ReadFull(c, got[:]); err != nil || got != want {
 		tb.Fatalf("preface %x, %v", got, err)
 	}
@@ -161,7 +161,7 @@ func startFrame(seq uint16, tunnel uint32) []byte {
 }
 
 func readyFrame(ref uint64) []byte {
-	mac := prefaceOf(ref).Ready(linkKey, frame.Exporter{})
+	mac := prefaceOf(ref).Ready(frame.NewKey(linkKey), frame.Exporter{})
 	b := make([]byte, frame.HeaderSize, frame.HeaderSize+frame.ReadySize)
 	frame.Header{Type: frame.Ready, Length: frame.ReadySize}.Put(b)
 	return append(b, mac[:]...)

@@ -156,6 +156,7 @@ func (l *loop) join(p *proxyConn, sh *shard) {
 	copy(b[frame.HeaderSize:], p.opening.ready[:])
 	l.timers.stop(&p.timer)
 	p.shard = sh
+	l.mem.openings.put(p.opening)
 	p.opening = nil
 	p.state = proxyIdle
 	sh.members[p] = struct{}{}
@@ -192,9 +193,11 @@ func (l *loop) opened(p *proxyConn, mac []byte) {
 		return
 	}
 	l.timers.stop(&p.timer)
+	ref := p.opening.ref
+	l.mem.openings.put(p.opening)
 	p.opening = nil
 	p.shard.members[p] = struct{}{}
-	l.tell(ConnOpened{Pool: p.shard.pool.id, Ref: o.ref})
+	l.tell(ConnOpened{Pool: p.shard.pool.id, Ref: ref})
 	l.release(p)
 }
 

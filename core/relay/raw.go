@@ -186,7 +186,7 @@ func (l *loop) closeRaw(c *rawConn, orderly bool) {
 	l.free(c.out)
 	c.out = nil
 	l.dropLoad(&c.socket)
-	l.mem.freeDialing(c.dial)
+	l.mem.dials.put(c.dial)
 	c.dial = nil
 	c.state = rawClosed
 	if c.public {

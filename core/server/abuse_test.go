@@ -172,8 +172,8 @@ func TestBadPrefacesOverTCP(t *testing.T) {
 	r := startServer(t, nil)
 	p := r.dial().login()
 	key := p.welcome.GetSessionKey()
-	good := prefaceOf(p.welcome, 1).Seal(key, frame.Exporter{})
-	forged := prefaceOf(p.welcome, 2).Seal(secretOf("nobody"), frame.Exporter{})
+	good := prefaceOf(p.welcome, 1).Seal(frame.NewKey(key), frame.Exporter{})
+	forged := prefaceOf(p.welcome, 2).Seal(frame.NewKey(secretOf("nobody")), frame.Exporter{})
 	inTLS := prefaceOf(p.welcome, 3)
 	inTLS.Mode = frame.TLS
 	first := r.open(p, 1)
@@ -183,7 +183,7 @@ func TestBadPrefacesOverTCP(t *testing.T) {
 	}{
 		{"replay", good},
 		{"forged", forged},
-		{"TLS mode", inTLS.Seal(key, frame.Exporter{})},
+		{"TLS mode", inTLS.Seal(frame.NewKey(key), frame.Exporter{})},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {

@@ -10,6 +10,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/cproxy/cproxy/core/frame"
 	"github.com/cproxy/cproxy/core/relay"
 	"github.com/cproxy/cproxy/core/wire"
 )
@@ -130,7 +131,8 @@ func (h *hub) newControl(key controlKey, inst instance, a *arrival) *Control {
 }
 
 func (h *hub) session(id uint64, inst instance, epoch uint64) session {
-	return session{id: id, epoch: epoch, instance: inst, secret: sessionKey(h.options.Secret, id, epoch)}
+	secret := sessionKey(h.options.Secret, id, epoch)
+	return session{id: id, epoch: epoch, instance: inst, secret: secret, prefaces: frame.NewKey(secret)}
 }
 
 // takeOver moves name, ports and tunnels to a new instance of a client. The
@@ -252,4 +254,5 @@ func (h *hub) forget(c *Control, cut bool) {
 		delete(h.maps.instances, c.instance)
 	}
 	clear(c.secret)
+	c.prefaces = nil
 }

@@ -9,6 +9,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/cproxy/cproxy/core/frame"
 	"github.com/cproxy/cproxy/core/relay"
 	"github.com/cproxy/cproxy/core/wire"
 )
@@ -27,7 +28,8 @@ type session struct {
 	id       uint64 // of the Control
 	epoch    uint64
 	instance instance
-	secret   []byte // the session key
+	secret   []byte     // the session key
+	prefaces *frame.Key // made of it
 }
 
 // Control is the server's state for one connected client. The hub's goroutine

@@ -48,15 +48,15 @@ func TestPreface(t *testing.T) {
 				key := p.welcome.GetSessionKey()
 				first := prefaceOf(p.welcome, 1)
 				w.sequence()
-				w.feed(relay.PrefaceReceived{Conn: 100, Preface: first.Seal(key, frame.Exporter{})})
-				want := relay.Park{Conn: 100, Pool: w.control(p).pool, Ready: first.Ready(key, frame.Exporter{})}
+				w.feed(relay.PrefaceReceived{Conn: 100, Preface: first.Seal(frame.NewKey(key), frame.Exporter{})})
+				want := relay.Park{Conn: 100, Pool: w.control(p).pool, Ready: first.Ready(frame.NewKey(key), frame.Exporter{})}
 				if got := commands[relay.Park](w); len(got) != 1 || got[0] != want {
 					t.Fatalf("parked %v, want %v", got, want)
 				}
 
 				bad := preface{Preface: prefaceOf(p.welcome, 2), key: key}
 				test.spoil(&bad)
-				sealed := bad.Seal(bad.key, frame.Exporter{})
+				sealed := bad.Seal(frame.NewKey(bad.key), frame.Exporter{})
 				if bad.raw != nil {
 					bad.raw(&sealed)
 				}
@@ -69,7 +69,7 @@ func TestPreface(t *testing.T) {
 				}
 				// Nothing of it counts against the client.
 				third := prefaceOf(p.welcome, 2)
-				w.feed(relay.PrefaceReceived{Conn: 102, Preface: third.Seal(key, frame.Exporter{})})
+				w.feed(relay.PrefaceReceived{Conn: 102, Preface: third.Seal(frame.NewKey(key), frame.Exporter{})})
 				if got := w.sequence(); !slices.Equal(got, []string{"Park"}) {
 					t.Errorf("then %v", got)
 				}
@@ -83,7 +83,7 @@ func TestPrefaceAfterResume(t *testing.T) {
 		t := w.t
 		p := w.dial().login()
 		seal := func(wel *wire.Welcome) [frame.PrefaceSize]byte {
-			return prefaceOf(wel, 1).Seal(wel.GetSessionKey(), frame.Exporter{})
+			return prefaceOf(wel, 1).Seal(frame.NewKey(wel.GetSessionKey()), frame.Exporter{})
 		}
 		w.feed(relay.PrefaceReceived{Conn: 1, Preface: seal(p.welcome)})
 		q := w.dial()
@@ -94,7 +94,7 @@ func TestPrefaceAfterResume(t *testing.T) {
 			t.Errorf("commands %v", got)
 		}
 		q.leave() // without its client a Control still takes ProxyConns
-		w.feed(relay.PrefaceReceived{Conn: 4, Preface: prefaceOf(q.welcome, 2).Seal(q.welcome.GetSessionKey(), frame.Exporter{})})
+		w.feed(relay.PrefaceReceived{Conn: 4, Preface: prefaceOf(q.welcome, 2).Seal(frame.NewKey(q.welcome.GetSessionKey()), frame.Exporter{})})
 		if got := w.sequence(); !slices.Equal(got, []string{"Park"}) {
 			t.Errorf("commands %v", got)
 		}

@@ -115,10 +115,10 @@ func (r *running) open(p *peer, proxyID uint64) *proxyConn {
 	r.t.Helper()
 	c := &proxyConn{tcp(r.t, loopback, r.proxy), r.t}
 	key, preface := p.welcome.GetSessionKey(), prefaceOf(p.welcome, proxyID)
-	sealed := preface.Seal(key, frame.Exporter{})
+	sealed := preface.Seal(frame.NewKey(key), frame.Exporter{})
 	c.put(sealed[:])
 	h, payload := c.frame()
-	if want := preface.Ready(key, frame.Exporter{}); h.Type != frame.Ready || [frame.ReadySize]byte(payload) != want {
+	if want := preface.Ready(frame.NewKey(key), frame.Exporter{}); h.Type != frame.Ready || [frame.ReadySize]byte(payload) != want {
 		r.t.Fatalf("answer to the preface is %v", h)
 	}
 	return c

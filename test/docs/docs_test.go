@@ -201,7 +201,7 @@ func TestVectors(t *testing.T) {
 		key[i], exporter[i] = byte(i), byte(0x40+i)
 	}
 	p := frame.Preface{Mode: frame.Plain, ControlID: 0x1122334455667788, Epoch: 2, ProxyID: 3}
-	preface, ready := p.Seal(key, frame.Exporter{}), p.Ready(key, frame.Exporter{})
+	preface, ready := p.Seal(frame.NewKey(key), frame.Exporter{}), p.Ready(frame.NewKey(key), frame.Exporter{})
 	var start [frame.HeaderSize + frame.StartSize]byte
 	frame.PutStart(start[:], 1, frame.Stream{
 		Tunnel: 7, Source: netip.MustParseAddrPort("192.0.2.1:50000"), Destination: netip.MustParseAddrPort("198.51.100.2:443"),
