@@ -20,19 +20,17 @@ func startFew(t *testing.T, m *crowd, conns int) *few {
 	set.Wait, set.Connect = time.Minute, 2*time.Second
 	o := linkOptions{loops: 2, settings: set, target: m.target}
 	k := &few{link: &link{}}
-	k.client = startFarThat(t, o, func(ev Event) { m.hear(ClientSide, ev) })
+	k.client = startFarThat(t, o, func(ev Event) {
+		m.hear(ClientSide, ev)
+		if ev, ok := ev.(ConnClosed); ok && ev.Reason != Stopped {
+			k.lost.Add(1)
+			k.client.dial(k.server.proxy)
+		}
+	})
 	k.server = startNear(t, o, func(ev Event) {
 		m.hear(ServerSide, ev)
-		switch ev := ev.(type) {
-		case ConnClosed:
-			if ev.Reason != Stopped {
-				k.lost.Add(1)
-				k.client.dial(k.server.proxy)
-			}
-		case Refused:
-			if !ev.Source.IsValid() {
-				k.left.Add(1)
-			}
+		if ev, ok := ev.(Refused); ok && !ev.Source.IsValid() {
+			k.left.Add(1)
 		}
 	})
 	k.public = k.server.public
@@ -52,6 +50,7 @@ func (m *crowd) settled(engines ...*fixture) {
 			return f.conns.Load() == 0 && s.Opened == s.Ended && uint64(total[StreamEnded](f)) == s.Ended
 		})
 	}
+	eventually(m.tb, "the LocalServer has read to the end", func() bool { return m.serving.Load() == 0 })
 }
 
 // A hundred thousand streams, one after the other over the same few conns,
@@ -59,7 +58,7 @@ func (m *crowd) settled(engines ...*fixture) {
 // random from either end: no byte of one ever appears in another, what was not
 // cut is whole, and each ends once on each engine, with counts that fit.
 func TestStreamsOverFewConns(t *testing.T) {
-	talks, conns := 3000, 4
+	talks, conns := 2000, 4
 	if soaking() {
 		talks = 100_000
 	}
@@ -98,21 +97,37 @@ func (m *crowd) wantTalks(t *testing.T, left int64) {
 	}
 	for _, talk := range m.talks {
 		if err := talk.check(); err != nil {
-			t.Errorf("talk %d: %v\n%s", talk.number, err, talk)
+			t.Errorf("talk %d: %v\n%v", talk.number, err, talk)
 		}
-		if len(talk.ends[0]) == 0 && talk.visitor.way != orderly && left > 0 {
+		if len(talk.ends[0])+len(talk.ends[1]) == 0 && talk.visitor.way != orderly && left > 0 {
 			left--
 			continue
 		}
-		if err := talk.checkEnd(ServerSide); err != nil {
-			t.Errorf("talk %d on the server: %v", talk.number, err)
-			continue
+		for _, side := range []Side{ServerSide, ClientSide} {
+			if err := talk.checkEnd(side); err != nil && !m.excused(talk, side) {
+				t.Errorf("talk %d on side %d: %v\n%v", talk.number, side, err, talk)
+			}
 		}
-		if _, refused := talk.ends[0][0].(Refused); refused && len(talk.ends[1]) == 0 {
-			continue
+	}
+}
+
+// excused tells whether an engine need not have told of a talk: it had no part
+// in it.
+func (m *crowd) excused(t *talk, side Side) bool {
+	if len(t.ends[side-ServerSide]) > 0 {
+		return false
+	}
+	if len(t.ends[0]) > 0 {
+		if _, refused := t.ends[0][0].(Refused); refused {
+			return side == ClientSide
 		}
-		if err := talk.checkEnd(ClientSide); err != nil {
-			t.Errorf("talk %d on the client: %v", talk.number, err)
-		}
+	}
+	switch t.served {
+	case hostileOne: // a START may be lost with the conn of the script that sent it
+		return side == m.hostile || m.hostile == ServerSide && !t.service.ran
+	case nobodyYet: // a script may have gone before it read the START
+		return m.hostile == ClientSide && side == ClientSide
+	default:
+		return false
 	}
 }

@@ -247,7 +247,9 @@ type crowd struct {
 	seed    uint64
 	base    netip.Addr // of the first visitor
 	engines []*fixture
+	hostile Side         // which side of some conns is played by a script
 	strays  atomic.Int64 // ends of streams that nobody began
+	serving atomic.Int64 // parties of the LocalServer that have not finished
 
 	mu    sync.Mutex
 	talks map[netip.AddrPort]*talk
@@ -290,7 +292,7 @@ func (m *crowd) find(source netip.AddrPort, by who) *talk {
 	if by != nobodyYet {
 		t.mu.Lock()
 		defer t.mu.Unlock()
-		t.served = by
+		t.served = max(t.served, by)
 	}
 	return t
 }
@@ -338,6 +340,8 @@ func (m *crowd) serve(c net.Conn) {
 		return // cut before it was served
 	}
 	if t := m.find(source, honestOne); t != nil {
+		m.serving.Add(1)
+		defer m.serving.Add(-1)
 		t.service.run(c.(*net.TCPConn), t.visitor.content, m.rng(2<<32|t.number), m.pause)
 	}
 }
@@ -359,10 +363,7 @@ func (m *crowd) visit(number uint64, from, to netip.AddrPort) {
 	t := m.begin(number, from)
 	c, err := net.DialTCP("tcp", net.TCPAddrFromAddrPort(from), net.TCPAddrFromAddrPort(to))
 	if err != nil {
-		t.visitor.err = err
-		if t.visitor.way == orderly {
-			m.tb.Errorf("talk %d: dial: %v", number, err)
-		}
+		t.visitor.err = err // cut before connect had returned, or else found by check
 		return
 	}
 	_ = c.SetDeadline(time.Now().Add(2 * patience))
