@@ -99,7 +99,7 @@ func (m *crowd) wantTalks(t *testing.T, left int64) {
 		if err := talk.check(); err != nil {
 			t.Errorf("talk %d: %v\n%v", talk.number, err, talk)
 		}
-		if len(talk.ends[0])+len(talk.ends[1]) == 0 && talk.visitor.way != orderly && left > 0 {
+		if len(talk.ends[0])+len(talk.ends[1]) == 0 && talk.served == nobodyYet && talk.visitor.way != orderly && left > 0 {
 			left--
 			continue
 		}

@@ -54,6 +54,7 @@ type talk struct {
 	source  netip.AddrPort
 	visitor party
 	service party
+	rough   bool // may be cut at any time
 
 	mu     sync.Mutex
 	served who
@@ -193,7 +194,7 @@ func (t *talk) String() string {
 }
 
 // whole tells whether nobody gave the talk a reason to end early.
-func (t *talk) whole() bool { return t.visitor.way == orderly && t.service.way == orderly }
+func (t *talk) whole() bool { return !t.rough && t.visitor.way == orderly && t.service.way == orderly }
 
 // check tells what is wrong with a talk that is over.
 func (t *talk) check() error {
@@ -247,6 +248,7 @@ type crowd struct {
 	seed    uint64
 	base    netip.Addr // of the first visitor
 	engines []*fixture
+	rough   bool         // anything may be cut at any time
 	hostile Side         // which side of some conns is played by a script
 	strays  atomic.Int64 // ends of streams that nobody began
 	serving atomic.Int64 // parties of the LocalServer that have not finished
@@ -272,7 +274,7 @@ func (m *crowd) rng(part uint64) *rand.Rand { return rand.New(rand.NewPCG(m.seed
 // begin makes a talk known under the visitor's address.
 func (m *crowd) begin(number uint64, source netip.AddrPort) *talk {
 	rng := m.rng(1<<32 | number)
-	t := &talk{number: number, source: source}
+	t := &talk{number: number, source: source, rough: m.rough}
 	t.visitor.draw(2*number, rng, 8<<10)
 	t.service.draw(2*number+1, rng, t.visitor.size)
 	m.mu.Lock()
