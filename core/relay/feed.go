@@ -4,9 +4,10 @@ import (
 	"github.com/cproxy/cproxy/core/frame"
 )
 
-// maxDropped is how many bytes of a stream that this side has reset are read
-// and dropped so that the conn can be used again; beyond it a new conn is
-// cheaper.
+// maxDropped is how many bytes of a stream that the server has reset it reads
+// and drops so that the conn can be used again; beyond it a new conn is
+// cheaper. The client drops all: the server, once it has the RESET, sends no
+// more of the stream, but may give the conn to the next visitor at once.
 const maxDropped = 64 << 10
 
 // maxHeldDialing bounds what one read takes from a conn that is idle or whose
@@ -250,7 +251,7 @@ func (l *loop) deliver(p *proxyConn, b []byte) (n int, blocked bool) {
 	s := p.stream
 	if s == nil {
 		p.in.dropped += uint32(len(b))
-		if p.in.dropped > maxDropped {
+		if p.in.dropped > maxDropped && p.shard.pool.side == ServerSide {
 			l.closeProxy(p, Closed)
 		}
 		return len(b), false

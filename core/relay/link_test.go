@@ -93,8 +93,13 @@ type far struct {
 
 func startFar(tb testing.TB, o linkOptions) *far {
 	tb.Helper()
+	return startFarThat(tb, o, nil)
+}
+
+func startFarThat(tb testing.TB, o linkOptions, react func(Event)) *far {
+	tb.Helper()
 	o = o.defaults()
-	f := &far{fixture: startEngine(tb, o.loops, o.settings, nil)}
+	f := &far{fixture: startEngine(tb, o.loops, o.settings, react)}
 	f.Submit(OpenPool{Pool: linkPool, Side: ClientSide, MaxIdle: -1, Heartbeat: o.heartbeat})
 	f.Submit(SetTarget{Pool: linkPool, Wire: linkWire, Tunnel: linkTunnel, Target: o.target})
 	door, err := net.Listen("tcp", "127.0.0.1:0")

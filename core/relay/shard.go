@@ -83,9 +83,10 @@ func (m closeShard) apply(l *loop) {
 }
 
 // forget takes a closed shard out of the loop once its last conn has left: a
-// second ClosePool may still cut the streams of that one.
+// second ClosePool may still cut the streams of that one. Its place may have
+// been taken by a pool that was opened again meanwhile.
 func (sh *shard) forget(l *loop) {
-	if sh.closed && len(sh.members) == 0 {
+	if sh.closed && len(sh.members) == 0 && l.shards[sh.pool.id] == sh {
 		delete(l.shards, sh.pool.id)
 	}
 }
