@@ -10,7 +10,6 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
-	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -92,7 +91,7 @@ func newClient(cfg *config.Client, log *slog.Logger, ready func(tunnel, address 
 	if err != nil {
 		return nil, cli.Usage(err)
 	}
-	runtime.GOMAXPROCS(max(runtime.GOMAXPROCS(0), loops+2))
+	cli.FitRuntime(loops)
 	return c, nil
 }
 

@@ -86,8 +86,7 @@ func (d *daemon) newServer(id *identity.ServerIdentity, tokens *identity.Provide
 	if loops == 0 {
 		loops = min(runtime.GOMAXPROCS(0), 8)
 	}
-	// Loops hold their scheduler slots for moments; the rest needs some too.
-	runtime.GOMAXPROCS(max(runtime.GOMAXPROCS(0), loops+2))
+	cli.FitRuntime(loops)
 	o := server.Options{
 		CtlListen: d.cfg.CtlListen, ProxyListen: d.cfg.ProxyListen,
 		TLS: identity.ServerTLS(id, wire.ALPN), Loops: loops, Policy: policyOf(d.cfg),

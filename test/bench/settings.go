@@ -35,7 +35,7 @@ func readSettings(getenv func(string) string) (settings, error) {
 	s := settings{
 		rounds: 5, time: 1500 * time.Millisecond, limit: 14 * time.Minute, out: "docs",
 		install: getenv("BENCH_INSTALL") != "0", frp: getenv("BENCH_FRP"),
-		idleConns: 2000, settle: 1500 * time.Millisecond, rest: time.Second,
+		idleConns: 3000, settle: 1500 * time.Millisecond, rest: time.Second,
 	}
 	if q := getenv("BENCH_QUICK"); q != "" && q != "0" {
 		s.quick = true
