@@ -118,7 +118,7 @@ func (m *crowd) finish(t *testing.T, k *few, conns int64) {
 	t.Helper()
 	began := time.Now()
 	m.settled(m.engines...)
-	m.local.close()
+	m.close()
 	for _, f := range m.engines {
 		f.passed()
 	}

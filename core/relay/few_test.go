@@ -67,7 +67,7 @@ func TestStreamsOverFewConns(t *testing.T) {
 	began := time.Now()
 	m.visits(talks, 32, k.public)
 	m.settled(m.engines...)
-	m.local.close() // and its parties are done
+	m.close()
 	took := time.Since(began)
 	for _, f := range m.engines {
 		f.passed()

@@ -35,6 +35,7 @@ type fixture struct {
 	mu     sync.Mutex
 	told   []Event // not awaited yet
 	totals map[reflect.Type]int
+	ledger ledger
 	news   chan struct{} // closed and made anew with every batch
 }
 
@@ -58,7 +59,7 @@ func startEngine(tb testing.TB, loops int, set Settings, react func(Event)) *fix
 		}
 	})
 	f.stop = func() { cancel(); running.Wait() }
-	tb.Cleanup(f.stop)
+	tb.Cleanup(func() { f.stop(); f.tb = tb; f.balance() })
 	return f
 }
 
@@ -73,6 +74,7 @@ func (f *fixture) take(batch []Event) {
 	f.told = append(f.told, batch...)
 	for _, ev := range batch {
 		f.totals[reflect.TypeOf(ev)]++
+		f.ledger.enter(ev)
 	}
 	close(f.news)
 	f.news = make(chan struct{})

@@ -243,8 +243,8 @@ func (t *talk) checkEnd(side Side) error {
 // announces visitors by a PROXY header, which tells the LocalServer the talk.
 type crowd struct {
 	tb      testing.TB
-	local   *local
 	target  Target
+	close   func() // the LocalServer, behind its last party
 	seed    uint64
 	base    netip.Addr // of the first visitor
 	engines []*fixture
@@ -262,9 +262,24 @@ func newCrowd(t *testing.T) *crowd {
 	m := &crowd{tb: t, seed: seedOf(t), talks: make(map[netip.AddrPort]*talk)}
 	// Addresses of its own, so that no talk has the address of a former one.
 	m.base = netip.AddrFrom4([4]byte{127, byte(1 + m.seed%250), byte(m.seed >> 8), 1})
-	m.local = localServer(t, m.serve)
-	m.target = m.local.target
-	m.target.ProxyProtocol = ProxyV2
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.target = Target{Addresses: []Address{{TCP: ln.Addr().(*net.TCPAddr).AddrPort()}}, ProxyProtocol: ProxyV2}
+	var serving sync.WaitGroup
+	serving.Go(func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			_ = c.SetDeadline(time.Now().Add(patience))
+			serving.Go(func() { m.serve(c) })
+		}
+	})
+	m.close = sync.OnceFunc(func() { ln.Close(); serving.Wait() })
+	t.Cleanup(m.close)
 	return m
 }
 
