@@ -137,7 +137,8 @@ type Dial struct {
 }
 
 // SetTarget says where the client dials for the tunnel that START calls Wire.
-// Setting it again changes new streams only.
+// Setting it again changes new streams only. It has no effect on a pool that is
+// not open.
 type SetTarget struct {
 	Pool   PoolID
 	Wire   uint32
