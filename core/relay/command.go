@@ -137,7 +137,8 @@ type Dial struct {
 }
 
 // SetTarget says where the client dials for the tunnel that START calls Wire.
-// Setting it again changes new streams only.
+// Setting it again changes new streams only. It has no effect on a pool that is
+// not open.
 type SetTarget struct {
 	Pool   PoolID
 	Wire   uint32
@@ -157,12 +158,13 @@ type Configure struct {
 	Settings Settings
 }
 
-// Settings are the limits and deadlines of an engine. A zero Idle, HalfClose
-// or MaxConns means none; the others must be positive.
+// Settings are the limits and deadlines of an engine. A zero Idle, HalfClose,
+// Dead or MaxConns means none; the others must be positive.
 type Settings struct {
 	Connect   time.Duration // dialling one address, and all of a ProxyConn's opening on the client
 	HalfClose time.Duration // without a byte after the first FIN
 	Idle      time.Duration // without a byte
+	Dead      time.Duration // bytes wait and the peer acknowledges nothing; at least 1 s serves well
 	Preface   time.Duration // from accept to a verified preface
 	Wait      time.Duration // a PublicConn for a ProxyConn
 	MaxConns  int           // PublicConns of all tunnels together
@@ -173,6 +175,7 @@ func DefaultSettings() Settings {
 	return Settings{
 		Connect:   10 * time.Second,
 		HalfClose: 5 * time.Minute,
+		Dead:      time.Minute,
 		Preface:   5 * time.Second,
 		Wait:      10 * time.Second,
 	}

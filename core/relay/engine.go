@@ -26,6 +26,7 @@ type Engine struct {
 	mu      sync.Mutex // guards the maps; never held over I/O other than bind
 	pools   map[PoolID]*pool
 	tunnels map[TunnelID]*tunnel
+	leaving leaving
 	ended   bool
 }
 
@@ -128,6 +129,7 @@ type pool struct {
 	maxIdle   atomic.Int32 // negative: no limit
 	heartbeat time.Duration
 	cells     []poolCell
+	targets   map[uint32]*tunnel // of the client, by the id in START; under Engine.mu
 }
 
 // poolCell is written by one loop and read by all; padded to a cache line.
@@ -191,6 +193,7 @@ type tunnel struct {
 	id    TunnelID
 	conns atomic.Int64 // PublicConns, for the limit
 	cells []tunnelCell
+	uses  uses
 }
 
 // tunnelCell counts for one tunnel in one loop, its only writer.
@@ -203,8 +206,8 @@ type tunnelCell struct {
 // bump adds without a locked instruction: the caller is the only writer.
 func bump(c *atomic.Uint64, n uint64) { c.Store(c.Load() + n) }
 
-// TunnelStats are the live totals of a tunnel since it was first named. Bytes
-// are payload, counted as they are read or leave.
+// TunnelStats are the live totals of a tunnel, for as long as Stats knows it.
+// Bytes are payload, counted as they are read or leave.
 type TunnelStats struct {
 	Tunnel   TunnelID
 	Opened   uint64 // streams
@@ -213,10 +216,13 @@ type TunnelStats struct {
 	Up, Down uint64 // bytes from and to the visitors
 }
 
-// Stats sums the counters of every tunnel that listens or has a target.
+// Stats sums the counters of every tunnel that listens, has a target, or has
+// streams that still run. After that a tunnel is forgotten: its totals are those
+// of the StreamEnded that were told, and one set anew counts from zero.
 func (e *Engine) Stats() []TunnelStats {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	e.forgetLeft()
 	all := make([]TunnelStats, 0, len(e.tunnels))
 	for _, t := range e.tunnels {
 		s := TunnelStats{Tunnel: t.id}
@@ -233,30 +239,12 @@ func (e *Engine) Stats() []TunnelStats {
 	return all
 }
 
-// tunnel finds or makes the shared part of a tunnel.
-func (e *Engine) tunnel(id TunnelID) *tunnel {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	t := e.tunnels[id]
-	if t == nil {
-		t = &tunnel{id: id, cells: make([]tunnelCell, len(e.loops))}
-		e.tunnels[id] = t
-	}
-	return t
-}
-
-func (e *Engine) dropTunnel(id TunnelID) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	delete(e.tunnels, id)
-}
-
 func (c OpenPool) submit(e *Engine) {
 	e.mu.Lock()
 	p := e.pools[c.Pool]
 	known := p != nil
 	if !known {
-		p = &pool{id: c.Pool, side: c.Side, heartbeat: c.Heartbeat, cells: make([]poolCell, len(e.loops))}
+		p = &pool{id: c.Pool, side: c.Side, heartbeat: c.Heartbeat, cells: make([]poolCell, len(e.loops)), targets: make(map[uint32]*tunnel)}
 		e.pools[c.Pool] = p
 	}
 	e.mu.Unlock()
@@ -268,9 +256,7 @@ func (c OpenPool) submit(e *Engine) {
 }
 
 func (c ClosePool) submit(e *Engine) {
-	e.mu.Lock()
-	delete(e.pools, c.Pool)
-	e.mu.Unlock()
+	e.dropPool(c.Pool)
 	e.broadcast(func() message { return closeShard(c) })
 }
 
@@ -289,11 +275,13 @@ func (c Close) submit(e *Engine) {
 func (c Dial) submit(e *Engine) { e.pick().inbox.post(dialProxy{c}) }
 
 func (c SetTarget) submit(e *Engine) {
-	t := e.tunnel(c.Tunnel)
-	e.broadcast(func() message { return setTarget{c, t} })
+	if t := e.targeted(c.Pool, c.Wire, c.Tunnel); t != nil {
+		e.broadcast(func() message { return setTarget{c, t} })
+	}
 }
 
 func (c DropTarget) submit(e *Engine) {
+	e.untargeted(c.Pool, c.Wire)
 	e.broadcast(func() message { return dropTarget(c) })
 }
 
@@ -304,7 +292,7 @@ func (c Reroute) submit(e *Engine) {
 }
 
 func (c Unlisten) submit(e *Engine) {
-	e.dropTunnel(c.Tunnel)
+	e.unlistened(c.Tunnel)
 	e.broadcast(func() message { return unlisten(c) })
 }
 
@@ -312,7 +300,7 @@ func (c Listen) submit(e *Engine) {
 	sockets, err := c.open(len(e.loops))
 	ev := Listening{Tunnel: c.Tunnel, Err: err}
 	if err == nil {
-		t := e.tunnel(c.Tunnel)
+		t := e.listened(c.Tunnel)
 		for _, s := range sockets {
 			ev.Addresses = append(ev.Addresses, s.address)
 		}

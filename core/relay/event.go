@@ -129,6 +129,7 @@ const (
 	BadPreface                         // the first bytes were not a preface
 	PrefaceTimeout                     // the preface did not come in time
 	Missed                             // heartbeats were missed
+	PeerDead                           // what waited for a peer was not acknowledged in time: see Settings.Dead
 	Closed                             // a conn without a stream was superfluous, or not worth waiting for
 )
 
@@ -138,7 +139,7 @@ var reasonNames = [...]string{
 	ProtocolError: "protocol error", DialError: "local service unreachable", UnknownTunnel: "unknown tunnel",
 	IdleTimeout: "idle timeout", HalfCloseTimeout: "half-close timeout", WaitTimeout: "no proxy connection in time",
 	ConnLimit: "connection limit", NoDescriptors: "out of descriptors", Cut: "cut", Stopped: "stopped", VisitorLeft: "visitor left",
-	BadPreface: "bad preface", PrefaceTimeout: "preface timeout", Missed: "heartbeats missed", Closed: "closed",
+	BadPreface: "bad preface", PrefaceTimeout: "preface timeout", Missed: "heartbeats missed", PeerDead: "peer dead", Closed: "closed",
 }
 
 // String gives the words used in logs and metrics.
@@ -158,7 +159,7 @@ func (r Reason) resetCode() frame.ResetCode {
 		return frame.ResetDial
 	case UnknownTunnel:
 		return frame.ResetTunnel
-	case IdleTimeout, HalfCloseTimeout:
+	case IdleTimeout, HalfCloseTimeout, PeerDead:
 		return frame.ResetTimeout
 	case NoDescriptors:
 		return frame.ResetExhausted

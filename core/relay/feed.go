@@ -91,18 +91,17 @@ func (l *loop) settle(p *proxyConn) {
 	ended := p.txEnd && p.rxEnd
 	if ended && !p.pending() {
 		l.timers.stop(&p.timer)
+		p.last, p.waiting = nil, 0
 		l.release(p)
 		return
 	}
 	if p.in.blocked || p.canRead {
 		l.queueConn(p) // to drop what is held, or has come and raises no event
 	}
-	patience := l.settings().Connect
 	if ended {
-		patience = l.settings().HalfClose // the last bytes wait for a reader that stalls
-	}
-	if p.timer.pos == 0 && patience > 0 {
-		l.timers.set(&p.timer, p, l.after(patience))
+		l.awaitLast(p)
+	} else if p.timer.pos == 0 {
+		l.timers.set(&p.timer, p, l.after(l.settings().Connect))
 	}
 }
 

@@ -59,6 +59,13 @@ func (l *loop) member(tb testing.TB, sh *shard, state proxyState) (p *proxyConn,
 	return p, theirs
 }
 
+// configure changes settings of the loop's engine.
+func (l *loop) configure(change func(set *Settings)) {
+	set := *l.settings()
+	change(&set)
+	l.engine.settings.Store(&set)
+}
+
 type handlerFunc func(events uint32)
 
 func (h handlerFunc) ready(_ *loop, events uint32) { h(events) }
@@ -161,6 +168,7 @@ func TestSettleWaitsForStalledReader(t *testing.T) {
 	p.seq = 1
 	p.out = l.mem.hold([]byte("the last bytes"))
 	p.canWrite = false
+	l.configure(func(set *Settings) { set.Dead = 0 })
 	l.settle(p)
 	if want := l.after(l.settings().HalfClose); p.timer.when != want {
 		t.Fatalf("given up after %v", time.Duration(p.timer.when-l.now))

@@ -28,8 +28,8 @@ func (l *loop) door(tb testing.TB, r Route) *acceptor {
 
 // raws gives the bare sockets of a loop.
 func (l *loop) raws() (all []*rawConn) {
-	for _, slot := range l.poll.slots {
-		if c, ok := slot.h.(*rawConn); ok {
+	for h := range l.poll.handlers() {
+		if c, ok := h.(*rawConn); ok {
 			all = append(all, c)
 		}
 	}
@@ -64,7 +64,7 @@ func TestNumbersOfForwarderUsedAgain(t *testing.T) {
 	l.once() // nothing is left to be told
 
 	front, back := *former.front, *former.back
-	gen := l.poll.slots[back.slot].gen
+	gen := l.poll.slot(back.slot).gen
 	reset(t, visitor)
 	next := dialTCP(t, at)
 	reset(t, service)
@@ -99,7 +99,7 @@ func TestNumbersOfStreamUsedAgain(t *testing.T) {
 	visitor := dialTCP(t, at)
 	l.until(t, "started", func() bool { return p.stream != nil })
 	front := *p.stream.front
-	gen := l.poll.slots[front.slot].gen
+	gen := l.poll.slot(front.slot).gen
 	l.once()
 
 	if err := unix.Shutdown(theirs, unix.SHUT_RDWR); err != nil {

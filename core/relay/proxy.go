@@ -39,6 +39,7 @@ type proxyConn struct {
 	out     *buffer  // frames that the socket did not take
 	in      inflow   // what came in and is not consumed
 	opening *opening // until the conn is first idle
+	last    *last    // while the end of a stream has not left
 }
 
 // membership is a conn's place in its pool.
@@ -144,7 +145,7 @@ func (p *proxyConn) expired(l *loop) {
 	case proxyConnecting, proxyReady:
 		l.openFailed(p, errReadyTimeout)
 	case proxyStream:
-		l.abortProxy(p, Closed) // the other side does not settle the stream that ended here
+		l.checkSettling(p)
 	case proxyIdle, proxyClosed:
 	}
 }

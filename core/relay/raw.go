@@ -15,6 +15,9 @@ type socket struct {
 	broken bool  // failed; reads may still give what came before
 	load   *pipe // bulk bytes on their way into this socket, behind its buffer
 	timer  timer
+	// waiting is since when it was seen to block, until a look finds it free;
+	// 0: it is not watched.
+	waiting int64
 }
 
 // note takes over what an epoll event says.

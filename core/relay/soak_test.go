@@ -20,11 +20,11 @@ import (
 // each runs for some seconds.
 func soaking() bool { return os.Getenv("RELAY_SOAK") != "" }
 
-// leaving is how a party ends its part of a talk.
-type leaving uint8
+// parting is how a party ends its part of a talk.
+type parting uint8
 
 const (
-	orderly      leaving = iota // shuts down when it has written, and reads to the end
+	orderly      parting = iota // shuts down when it has written, and reads to the end
 	resetWriting                // RST when it has written, whatever it has read
 	resetReading                // RST when it has read so much, whatever it has written
 	leavesEarly                 // closes when it has written, and reads no more
@@ -36,7 +36,7 @@ type party struct {
 	content uint64 // what it writes; every byte belongs to this number alone
 	size    int    // how much of it
 	enough  int    // for resetReading
-	way     leaving
+	way     parting
 	sent    atomic.Int64 // at most so many bytes left this end
 	shut    atomic.Bool  // with a FIN behind them
 	got     int64        // bytes of the other's content, in their order

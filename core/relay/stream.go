@@ -85,6 +85,7 @@ func (l *loop) pump(s *stream, slice int) {
 	if s.up+s.down != before {
 		s.active = l.now
 	}
+	l.watchBlocked(s)
 	if more {
 		l.queue(s)
 		return
@@ -280,9 +281,14 @@ func (s *stream) draining() bool {
 	return moved
 }
 
-// armStream sets the deadline of a stream that has one: idle, or half closed.
+// armStream sets the timer of a stream that needs one: it is idle or half
+// closed, or one of its sockets blocks.
 func (l *loop) armStream(s *stream) {
-	if when, _ := l.streamDeadline(s); when > 0 {
+	when, _ := l.streamDeadline(s)
+	if look := l.nextLook(s); look > 0 && (when == 0 || look < when) {
+		when = look
+	}
+	if when > 0 {
 		l.timers.set(&s.front.timer, s.front, when)
 	}
 }
@@ -302,9 +308,12 @@ func (l *loop) streamDeadline(s *stream) (int64, Reason) {
 	return when, why
 }
 
-// checkStream ends a stream whose deadline has passed and arms the next one
-// for a stream that moved meanwhile.
+// checkStream ends a stream whose deadline has passed or whose peer is dead,
+// and arms the next look at one that lives.
 func (l *loop) checkStream(s *stream) {
+	if l.endDead(s) {
+		return
+	}
 	when, why := l.streamDeadline(s)
 	if when > 0 && when <= l.now {
 		if !s.draining() {
