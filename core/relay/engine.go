@@ -190,6 +190,7 @@ func (p *pool) richest(self int) int {
 type tunnel struct {
 	id    TunnelID
 	conns atomic.Int64 // PublicConns, for the limit
+	rates rates
 	cells []tunnelCell
 }
 
@@ -197,7 +198,8 @@ type tunnel struct {
 type tunnelCell struct {
 	opened, ended, refused atomic.Uint64
 	up, down               atomic.Uint64
-	_                      [24]byte
+	throttled              atomic.Uint64
+	_                      [16]byte
 }
 
 // bump adds without a locked instruction: the caller is the only writer.
@@ -206,14 +208,16 @@ func bump(c *atomic.Uint64, n uint64) { c.Store(c.Load() + n) }
 // TunnelStats are the live totals of a tunnel since it was first named. Bytes
 // are payload, counted as they are read or leave.
 type TunnelStats struct {
-	Tunnel   TunnelID
-	Opened   uint64 // streams
-	Ended    uint64 // streams
-	Refused  uint64 // PublicConns that never became one
-	Up, Down uint64 // bytes from and to the visitors
+	Tunnel    TunnelID
+	Opened    uint64 // streams
+	Ended     uint64 // streams
+	Refused   uint64 // PublicConns that never became one
+	Up, Down  uint64 // bytes from and to the visitors
+	Throttled uint64 // times that a direction of a stream was paused by a Limit
 }
 
-// Stats sums the counters of every tunnel that listens or has a target.
+// Stats sums the counters of every tunnel that listens, or has a target or a
+// Limit.
 func (e *Engine) Stats() []TunnelStats {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -227,6 +231,7 @@ func (e *Engine) Stats() []TunnelStats {
 			s.Refused += c.refused.Load()
 			s.Up += c.up.Load()
 			s.Down += c.down.Load()
+			s.Throttled += c.throttled.Load()
 		}
 		all = append(all, s)
 	}

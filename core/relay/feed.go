@@ -120,8 +120,14 @@ func (l *loop) readProxy(p *proxyConn, slice int) (more bool) {
 		if !p.canRead {
 			return false
 		}
+		most := unlimited
+		if p.stream != nil && !p.rxEnd { // what is dropped is not limited
+			if most = l.allowed(p.stream, !p.stream.front.public); most == 0 {
+				return false
+			}
+		}
 		if p.in.bulk && p.in.need > 0 && p.in.held == nil && p.stream != nil {
-			if n := l.spliceIn(p, slice); n > 0 {
+			if n := l.spliceIn(p, min(slice, most)); n > 0 {
 				slice -= n
 				continue
 			} else if !p.canRead || p.state == proxyClosed || p.stream != nil && p.stream.front.pending() {
@@ -139,6 +145,9 @@ func (l *loop) readProxy(p *proxyConn, slice int) (more bool) {
 			limit = maxHeldDialing
 		} else if p.in.bulk && p.in.need == 0 && off == 0 {
 			limit = frame.HeaderSize // what follows is likely to be spliced too
+		}
+		if most < limit-off {
+			limit = off + most
 		}
 		n, eof, failed := p.read(l.mem.rx[off:limit])
 		if eof || failed {

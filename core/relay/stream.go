@@ -23,6 +23,7 @@ type stream struct {
 	bulkDown bool  // the back of a forwarder does
 	queued   bool
 	over     bool
+	pauses   *pauses // nil until a limit first paused the stream
 }
 
 // queue lets a stream run again after the events of this turn.
@@ -85,12 +86,13 @@ func (l *loop) pump(s *stream, slice int) {
 }
 
 // endBroken ends a stream whose socket failed and is not read, so that no call
-// tells: its bytes wait for a destination that is blocked, or its FIN was read.
+// tells: its bytes wait for a destination that is blocked or for their turn, or
+// its FIN was read.
 func (l *loop) endBroken(s *stream) {
 	switch {
 	case s.front.broken || s.back != nil && s.back.broken:
 		l.endStream(s, PeerReset)
-	case s.proxy != nil && s.proxy.broken && (s.proxy.in.blocked || s.front.pending()):
+	case s.proxy != nil && s.proxy.broken && (s.proxy.in.blocked || s.front.pending() || s.paused(!s.front.public, l.now)):
 		l.closeProxy(s.proxy, ProxyLost)
 	}
 }
@@ -106,8 +108,12 @@ func (l *loop) sendFramed(s *stream, slice int) (more bool) {
 		if c.state != rawJoined || c.eof || !c.canRead || !l.flushProxy(p) {
 			return false
 		}
+		most := l.allowed(s, c.public)
+		if most == 0 {
+			return false
+		}
 		if s.bulkUp {
-			n, ok := l.spliceOut(s, slice)
+			n, ok := l.spliceOut(s, min(slice, most))
 			if !ok {
 				return false
 			}
@@ -116,8 +122,7 @@ func (l *loop) sendFramed(s *stream, slice int) (more bool) {
 				continue
 			}
 		}
-		b := l.mem.tx[frame.HeaderSize : frame.HeaderSize+loopBuffer]
-		n, eof, failed := c.read(b)
+		n, eof, failed := c.read(l.mem.tx[frame.HeaderSize : frame.HeaderSize+min(most, loopBuffer)])
 		switch {
 		case failed:
 			l.endStream(s, PeerReset)
@@ -128,7 +133,7 @@ func (l *loop) sendFramed(s *stream, slice int) (more bool) {
 		case n > 0:
 			frame.Header{Type: frame.Data, Seq: p.seq, Length: uint32(n)}.Put(l.mem.tx)
 			slice -= n
-			s.bulkUp = n == len(b)
+			s.bulkUp = n == loopBuffer
 			s.count(l, c.public, n)
 			if !l.writeProxy(p, l.mem.tx[:frame.HeaderSize+n]) {
 				return false
@@ -151,8 +156,12 @@ func (l *loop) copyBare(s *stream, from, to *rawConn, slice int) (more bool) {
 		if from.state != rawJoined || from.eof || !from.canRead || !l.flushRaw(to) {
 			return false
 		}
+		most := l.allowed(s, from.public)
+		if most == 0 {
+			return false
+		}
 		if *bulk {
-			n, ok := l.spliceBare(s, from, to, bulk, slice)
+			n, ok := l.spliceBare(s, from, to, bulk, min(slice, most))
 			if !ok {
 				return false
 			}
@@ -161,7 +170,7 @@ func (l *loop) copyBare(s *stream, from, to *rawConn, slice int) (more bool) {
 				continue
 			}
 		}
-		n, eof, failed := from.read(l.mem.tx[:loopBuffer])
+		n, eof, failed := from.read(l.mem.tx[:min(most, loopBuffer)])
 		switch {
 		case failed:
 			l.endStream(s, PeerReset)
@@ -186,7 +195,8 @@ func (l *loop) copyBare(s *stream, from, to *rawConn, slice int) (more bool) {
 	return true
 }
 
-// count adds n bytes to the totals of their direction.
+// count adds n bytes to the totals of their direction, and pays for them where
+// it is limited.
 func (s *stream) count(l *loop, up bool, n int) {
 	cell := &s.tunnel.cells[l.id]
 	if up {
@@ -196,6 +206,7 @@ func (s *stream) count(l *loop, up bool, n int) {
 		s.down += uint64(n)
 		bump(&cell.down, uint64(n))
 	}
+	l.spend(s, up, n)
 }
 
 // bareEnd passes the FIN of a bare socket on.
@@ -297,7 +308,8 @@ func (l *loop) streamDeadline(s *stream) (int64, Reason) {
 func (l *loop) checkStream(s *stream) {
 	when, why := l.streamDeadline(s)
 	if when > 0 && when <= l.now {
-		if !s.draining() {
+		held := s.paused(true, l.now) || s.paused(false, l.now)
+		if !held && !s.draining() {
 			l.endStream(s, why)
 			return
 		}
@@ -321,6 +333,7 @@ func (l *loop) endStream(s *stream, why Reason) {
 		return
 	}
 	s.over = true
+	l.endPauses(s)
 	bump(&s.tunnel.cells[l.id].ended, 1)
 	ev := StreamEnded{
 		Tunnel: s.tunnel.id, Source: s.front.source, Up: s.up, Down: s.down,
