@@ -51,14 +51,6 @@ func mistake(text string) error {
 		"alone or with kB, MB, GB, KiB, MiB or GiB, such as 10MB; 0 is no limit", text)
 }
 
-// Positive is b for a number that a file holds without quotes.
-func Positive(n int64) (Bytes, error) {
-	if n < 0 {
-		return 0, mistake(strconv.FormatInt(n, 10))
-	}
-	return Bytes(n), nil
-}
-
 // String gives text that Parse reads as b, with the largest unit that leaves a
 // whole number: no digit is lost.
 func (b Bytes) String() string {

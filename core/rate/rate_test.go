@@ -32,15 +32,6 @@ func TestParse(t *testing.T) {
 	}
 }
 
-func TestPositive(t *testing.T) {
-	if got, err := Positive(5); err != nil || got != 5 {
-		t.Errorf("got %d, %v", got, err)
-	}
-	if got, err := Positive(-5); err == nil {
-		t.Errorf("got %d", got)
-	}
-}
-
 func TestString(t *testing.T) {
 	for b, want := range map[Bytes]string{
 		0: "0", 1: "1", 999: "999", 1000: "1kB", 1024: "1KiB", 1025: "1025", 10_000_000: "10MB", 10 << 20: "10MiB",

@@ -71,7 +71,7 @@ func TestBucketSpends(t *testing.T) {
 // Loops that spend at once lose nothing of each other's.
 func TestBucketSpentByManyLoops(t *testing.T) {
 	b := newBucket(1000)
-	const loops, times = 4, 20_000
+	const loops, times = 4, 500_000
 	var spending sync.WaitGroup
 	for range loops {
 		spending.Go(func() {
@@ -143,6 +143,17 @@ func (k *takers) take(i, most int) int {
 	return n
 }
 
+// exhaust lets a stream take what there is, until it is paused.
+func (k *takers) exhaust(t *testing.T, i int) {
+	t.Helper()
+	for range 1000 {
+		if k.take(i, loopBuffer) == 0 {
+			return
+		}
+	}
+	t.Fatal("nothing pauses the stream")
+}
+
 // Whatever streams of whatever loops take, and when, no span of time sees more
 // than its share, one burst, and one quantum for each stream.
 func TestLimitHoldsInEveryWindow(t *testing.T) {
@@ -156,7 +167,10 @@ func TestLimitHoldsInEveryWindow(t *testing.T) {
 			now := int64(time.Hour)
 			var when []int64
 			var sum []float64
-			for total := 0.0; len(when) < 1200; {
+			for total, step := 0.0, 0; len(when) < 1200; step++ {
+				if step > 100_000 {
+					t.Fatalf("%d takers at %d: only %.0f bytes were let through", k, rate, total)
+				}
 				switch rng.IntN(10) {
 				case 0:
 					now += rng.Int64N(20 * pace)
@@ -199,7 +213,10 @@ func (k *takers) run(t *testing.T, total int) (now int64) {
 		k.loop(i).queue(s)
 	}
 	sum := 0
-	for sum < total {
+	for turn := 0; sum < total; turn++ {
+		if turn > 1_000_000 {
+			t.Fatalf("no end: %v were taken", k.taken)
+		}
 		idle := true
 		for _, l := range k.engine.loops {
 			for p := l.timers.pop(now); p != nil; p = l.timers.pop(now) {
@@ -273,8 +290,7 @@ func TestPromiseIsKept(t *testing.T) {
 	k := newTakers(2, 2, rate)
 	now := int64(time.Hour)
 	k.set(now)
-	for k.take(0, loopBuffer) > 0 { // all of the burst
-	}
+	k.exhaust(t, 0)
 	if n := k.take(1, loopBuffer); n != 0 {
 		t.Fatalf("took %d over the limit", n)
 	}
@@ -310,8 +326,7 @@ func TestPromiseEndsWithItsLimit(t *testing.T) {
 			k := newTakers(1, 1, 100)
 			now := int64(time.Hour)
 			k.set(now)
-			for k.take(0, loopBuffer) > 0 {
-			}
+			k.exhaust(t, 0)
 			p := k.streams[0].pause(true)
 			if wait := time.Duration(p.until - now); wait < 30*time.Second {
 				t.Fatalf("paused for %v", wait)
