@@ -74,6 +74,31 @@ func TestRefusedTunnelIsNotLimited(t *testing.T) {
 	})
 }
 
+// Nor is one whose port is not free yet, until it listens.
+func TestWaitingTunnelIsLimitedLater(t *testing.T) {
+	inWorld(t, testPolicy(), func(w *world) {
+		p := w.dial().login()
+		p.register(spec("web", 8080))
+		synctest.Wait()
+		w.engine.slow = true
+		changed := spec("web", 8080)
+		changed.Bind = []string{"127.0.0.1"}
+		p.ask(changed)
+		synctest.Wait()
+		policy := testPolicy()
+		policy.RateUp = 1000
+		w.apply(policy)
+		if got := commands[relay.Limit](w); len(got) > 0 {
+			w.t.Errorf("limited by %v", got)
+		}
+		w.engine.release()
+		r := hear(p, (*wire.ServerMessage).GetTunnelRegistered)
+		if got, want := commands[relay.Limit](w), (relay.Limit{Tunnel: relay.TunnelID(r.GetId()), Up: 1000}); !slices.Equal(got, []relay.Limit{want}) {
+			w.t.Errorf("limited by %v, want %v", got, want)
+		}
+	})
+}
+
 // apply gives the hub a new policy.
 func (w *world) apply(p Policy) {
 	w.t.Helper()
