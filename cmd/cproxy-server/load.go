@@ -64,6 +64,8 @@ func policyOf(cfg *config.Server) server.Policy {
 		PublicBind: cfg.PublicBind,
 		MaxTunnels: cfg.Limits.MaxTunnelsPerClient,
 		MaxConns:   cfg.Limits.MaxConnsPerTunnel,
+		RateUp:     cfg.Limits.RateUp,
+		RateDown:   cfg.Limits.RateDown,
 		PoolMax:    cfg.Pool.Max,
 		Grace:      cfg.Grace,
 		Heartbeat:  cfg.Timeouts.Heartbeat,

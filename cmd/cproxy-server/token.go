@@ -19,6 +19,7 @@ import (
 	"github.com/cproxy/cproxy/cmd/internal/cli"
 	"github.com/cproxy/cproxy/core/config"
 	"github.com/cproxy/cproxy/core/identity"
+	"github.com/cproxy/cproxy/core/rate"
 )
 
 func newToken() *cobra.Command {
@@ -34,8 +35,9 @@ server follows changes at once; revoking a token cuts its clients off.`,
 
 // grantFlags are the limits of a new token.
 type grantFlags struct {
-	ports, bind []string
-	maxTunnels  int
+	ports, bind      []string
+	maxTunnels       int
+	rateUp, rateDown string
 }
 
 func newTokenAdd() *cobra.Command {
@@ -61,6 +63,8 @@ func newTokenAdd() *cobra.Command {
 	cmd.Flags().StringSliceVar(&g.ports, "ports", nil, "public ports that its tunnels may use, `RANGES` such as 443,20000-20100 (default: all of limits.ports)")
 	cmd.Flags().StringSliceVar(&g.bind, "bind", nil, "public `ADDRESSES` on which its tunnels may listen (default: public_bind)")
 	cmd.Flags().IntVar(&g.maxTunnels, "max-tunnels", 0, "how many tunnels it may have open (default: limits.max_tunnels_per_client)")
+	cmd.Flags().StringVar(&g.rateUp, "rate-up", "", "bytes per second that the visitors of each of its tunnels may send together, a `RATE` such as 10MB or 512KiB (default: limits.rate_up)")
+	cmd.Flags().StringVar(&g.rateDown, "rate-down", "", "bytes per second that the visitors of each of its tunnels may be sent together, a `RATE` such as 10MB or 512KiB (default: limits.rate_down)")
 	return cmd
 }
 
@@ -83,6 +87,19 @@ func (g grantFlags) parse() (identity.Grants, error) {
 			problems = append(problems, fmt.Errorf("--bind: %q is no address: use one like 203.0.113.7 or ::1", s))
 		}
 		grants.Bind = append(grants.Bind, a.Unmap())
+	}
+	for _, f := range []struct {
+		flag, text string
+		to         *rate.Bytes
+	}{{"--rate-up", g.rateUp, &grants.RateUp}, {"--rate-down", g.rateDown, &grants.RateDown}} {
+		if f.text == "" {
+			continue
+		}
+		r, err := rate.Parse(f.text)
+		if err != nil {
+			problems = append(problems, fmt.Errorf("%s: %w", f.flag, err))
+		}
+		*f.to = r
 	}
 	return grants, errors.Join(problems...)
 }
@@ -175,7 +192,7 @@ func printTokens(w io.Writer, tokens identity.Tokens) error {
 		return err
 	}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	_, _ = fmt.Fprintln(t, "NAME\tCREATED\tPORTS\tBIND\tMAX TUNNELS")
+	_, _ = fmt.Fprintln(t, "NAME\tCREATED\tPORTS\tBIND\tMAX TUNNELS\tRATE UP\tRATE DOWN")
 	for _, k := range tokens {
 		created, most := "-", "-"
 		if !k.Created.IsZero() {
@@ -184,9 +201,18 @@ func printTokens(w io.Writer, tokens identity.Tokens) error {
 		if k.Grants.MaxTunnels > 0 {
 			most = fmt.Sprint(k.Grants.MaxTunnels)
 		}
-		_, _ = fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", k.Name, created, list(k.Grants.Ports), list(k.Grants.Bind), most)
+		_, _ = fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", k.Name, created, list(k.Grants.Ports), list(k.Grants.Bind), most,
+			limited(k.Grants.RateUp), limited(k.Grants.RateDown))
 	}
 	return t.Flush()
+}
+
+// limited prints a rate; a hyphen stands for none.
+func limited(r rate.Bytes) string {
+	if r == 0 {
+		return "-"
+	}
+	return r.String()
 }
 
 // list joins values by commas; a hyphen stands for none.

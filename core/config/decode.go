@@ -9,6 +9,8 @@ import (
 
 	"github.com/go-viper/mapstructure/v2"
 	"github.com/knadh/koanf/v2"
+
+	"github.com/cproxy/cproxy/core/rate"
 )
 
 // decodeInto fills out, a pointer to a raw struct, from k. Nothing is converted
@@ -74,6 +76,8 @@ func convert(_, to reflect.Type, v any) (any, error) {
 	switch to {
 	case reflect.TypeFor[time.Duration]():
 		return parseDuration(v)
+	case reflect.TypeFor[rate.Bytes]():
+		return parseRate(v)
 	case reflect.TypeFor[PortRange]():
 		return parsePortRange(v)
 	case reflect.TypeFor[[]PortRange](), reflect.TypeFor[[]netip.Addr]():

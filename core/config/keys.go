@@ -28,6 +28,8 @@ func serverKeys() []key {
 		{path: "limits.max_tunnels_per_client", kind: kindInt, initial: "100", min: "0", max: "1000000", help: "Tunnels of one client; 0 is unlimited."},
 		{path: "limits.max_conns_per_tunnel", kind: kindInt, initial: "0", min: "0", max: "1000000000", help: "Simultaneous PublicConns of one tunnel, more are reset; 0 is unlimited."},
 		{path: "limits.max_conns", kind: kindInt, initial: "0", min: "0", max: "1000000000", help: "Simultaneous PublicConns of the whole server, more are reset; 0 is unlimited (descriptors are the bound)."},
+		{path: "limits.rate_up", kind: kindRate, initial: "0", help: "What the visitors of one tunnel may send together; 0 is unlimited. The smaller of this and the token's `rate_up` counts."},
+		{path: "limits.rate_down", kind: kindRate, initial: "0", help: "What the visitors of one tunnel may be sent together; 0 is unlimited. The smaller of this and the token's `rate_down` counts."},
 		{path: "pool.max", kind: kindInt, initial: "256", min: "0", max: "65536", help: "Idle ProxyConns kept for one client; 0 keeps none, so each visitor waits for a new one. The smaller of both sides counts."},
 		{path: "timeouts.connect", kind: kindDuration, initial: "10s", min: "1ms", max: "10m", help: "How long a visitor waits for a ProxyConn."},
 		{path: "timeouts.half_close", kind: kindDuration, initial: "5m", min: "1ms", max: "168h", help: "How long a stream may be quiet after the LocalServer has ended its direction."},

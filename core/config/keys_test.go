@@ -68,6 +68,9 @@ func TestKeysAreSound(t *testing.T) {
 			if _, err := parseDuration(bound); k.kind == kindDuration && err != nil {
 				t.Errorf("%s: bound: %v", k.path, err)
 			}
+			if _, err := parseRate(k.initial); k.kind == kindRate && err != nil {
+				t.Errorf("%s: default: %v", k.path, err)
+			}
 			if _, ok := k.kind.fromText(bound).(int64); k.kind == kindInt && !ok {
 				t.Errorf("%s: bound %q", k.path, bound)
 			}

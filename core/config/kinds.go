@@ -12,6 +12,7 @@ const (
 	kindString kind = iota
 	kindInt
 	kindDuration
+	kindRate
 	kindPort
 	kindPorts
 	kindAddrs
@@ -31,6 +32,8 @@ func (k kind) label() string {
 		return "integer"
 	case kindDuration:
 		return "duration"
+	case kindRate:
+		return "rate"
 	case kindPort:
 		return "port or range"
 	case kindPorts:
@@ -58,6 +61,8 @@ func (k kind) want() string {
 		return "a whole number without quotes, such as 100"
 	case kindDuration:
 		return `a duration in quotes such as "500ms", "30s" or "5m"`
+	case kindRate:
+		return `bytes per second: a whole number, or one in quotes with kB, MB, GB, KiB, MiB or GiB such as "10MB" (0 is no limit)`
 	case kindPort:
 		return `a port from 1 to 65535 or a range such as "20000-20100"`
 	case kindPorts:

@@ -20,7 +20,7 @@ func TestLayers(t *testing.T) {
 	})
 	s, _, err := LoadServer(Source{
 		Path:    filepath.Join(dir, "s.toml"),
-		Environ: []string{"CPROXY_SERVER_POOL__MAX=3", "CPROXY_SERVER_LIMITS__MAX_CONNS=9", "CPROXY_SERVER_PUBLIC_BIND=127.0.0.1, ::1", "CPROXY_SERVER_ADVERTISE=", "CPROXY_CLIENT_NAME=x", "MALFORMED"},
+		Environ: []string{"CPROXY_SERVER_POOL__MAX=3", "CPROXY_SERVER_LIMITS__MAX_CONNS=9", "CPROXY_SERVER_LIMITS__RATE_UP=2KiB", "CPROXY_SERVER_PUBLIC_BIND=127.0.0.1, ::1", "CPROXY_SERVER_ADVERTISE=", "CPROXY_CLIENT_NAME=x", "MALFORMED"},
 		Flags:   map[string]string{"pool.max": "4", "timeouts.idle": "1m"},
 	})
 	if err != nil {
@@ -29,6 +29,7 @@ func TestLayers(t *testing.T) {
 	want := defaultServer()
 	want.Grace, want.Loops, want.Pool.Max, want.Log.Level = time.Second, 3, 4, -4
 	want.Limits.Ports, want.Limits.MaxConns = []PortRange{{3, 3}}, 9
+	want.Limits.RateUp = 2048
 	want.PublicBind, want.Timeouts.Idle = addrs("127.0.0.1", "::1"), time.Minute
 	if !reflect.DeepEqual(s, want) {
 		t.Errorf("got  %+v\nwant %+v", s, want)

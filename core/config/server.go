@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"slices"
 	"time"
+
+	"github.com/cproxy/cproxy/core/rate"
 )
 
 // Server is the configuration of cproxy-server, checked and with defaults.
@@ -37,6 +39,8 @@ type Limits struct {
 	MaxTunnelsPerClient int         `koanf:"max_tunnels_per_client"` // per Control
 	MaxConnsPerTunnel   int         `koanf:"max_conns_per_tunnel"`   // simultaneous PublicConns
 	MaxConns            int         `koanf:"max_conns"`              // of the whole server
+	RateUp              rate.Bytes  `koanf:"rate_up"`                // of one tunnel, from its visitors
+	RateDown            rate.Bytes  `koanf:"rate_down"`              // of one tunnel, to its visitors
 }
 
 // Pool bounds idle ProxyConns.
@@ -147,6 +151,8 @@ func (s *Server) values() map[string]any {
 		"limits.max_tunnels_per_client": s.Limits.MaxTunnelsPerClient,
 		"limits.max_conns_per_tunnel":   s.Limits.MaxConnsPerTunnel,
 		"limits.max_conns":              s.Limits.MaxConns,
+		"limits.rate_up":                s.Limits.RateUp,
+		"limits.rate_down":              s.Limits.RateDown,
 		"pool.max":                      s.Pool.Max,
 		"timeouts.connect":              s.Timeouts.Connect,
 		"timeouts.half_close":           s.Timeouts.HalfClose,

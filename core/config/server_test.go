@@ -43,7 +43,7 @@ state_dir = "/srv/cproxy"
 tokens_file = "tokens/all.toml"
 grace = "0s"
 loops = 4
-limits = { ports = [443, "20000-20100"], max_tunnels_per_client = 5, max_conns_per_tunnel = 6, max_conns = 7 }
+limits = { ports = [443, "20000-20100"], max_tunnels_per_client = 5, max_conns_per_tunnel = 6, max_conns = 7, rate_up = "10MB", rate_down = 4096 }
 pool.max = 0
 [timeouts]
 connect = "1s"
@@ -61,7 +61,7 @@ format = "json"
 	want := &Server{
 		CtlListen: "127.0.0.1:0", ProxyListen: "[::1]:7101", Advertise: "tunnel.example.net:7000",
 		PublicBind: addrs("192.0.2.1"), StateDir: "/srv/cproxy", TokensFile: filepath.Join(dir, "tokens/all.toml"), Loops: 4,
-		Limits:   Limits{Ports: []PortRange{{443, 443}, {20000, 20100}}, MaxTunnelsPerClient: 5, MaxConnsPerTunnel: 6, MaxConns: 7},
+		Limits:   Limits{Ports: []PortRange{{443, 443}, {20000, 20100}}, MaxTunnelsPerClient: 5, MaxConnsPerTunnel: 6, MaxConns: 7, RateUp: 10_000_000, RateDown: 4096},
 		Timeouts: Timeouts{time.Second, 2 * time.Second, 3 * time.Second, 4 * time.Second},
 		Log:      Log{slog.LevelDebug, LogJSON},
 	}
@@ -137,6 +137,9 @@ format = 'xml'
 func TestServerOneProblem(t *testing.T) {
 	tests := []struct{ name, toml, want string }{
 		{"port zero in range", `limits.ports = ["0-5"]`, `server.toml:1: limits.ports: must be a port from 1`},
+		{"rate in bits", `limits.rate_up = "10Mbit"`, `server.toml:1: limits.rate_up: must be bytes per second: a whole number, or one in quotes with kB, MB, GB, KiB, MiB or GiB such as "10MB" (0 is no limit); got "10Mbit"`},
+		{"negative rate", `limits.rate_down = -5`, `server.toml:1: limits.rate_down: must be bytes per second`},
+		{"fraction of a rate", `limits.rate_down = 1.5`, `server.toml:1: limits.rate_down: must be bytes per second`},
 		{"port zero", `limits.ports = [0]`, `server.toml:1: limits.ports: must be ports from 1 to 65535; got 0`},
 		{"no ports", `limits.ports = []`, `server.toml:1: limits.ports: is empty`},
 		{"negative port", `limits.ports = [-1]`, `server.toml:1: limits.ports: must be a port`},

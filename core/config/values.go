@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/cproxy/cproxy/core/rate"
 )
 
 // PortRange is an inclusive range of TCP ports. Both ends are at least 1,
@@ -104,6 +106,19 @@ func parseDuration(v any) (time.Duration, error) {
 		return 0, badValue(kindDuration.want(), v)
 	}
 	return d, nil
+}
+
+// parseRate takes 65536, "65536" or "10MB".
+func parseRate(v any) (rate.Bytes, error) {
+	text, _ := v.(string)
+	if n, isInt := v.(int64); isInt {
+		text = strconv.FormatInt(n, 10)
+	}
+	r, err := rate.Parse(text)
+	if err != nil {
+		return 0, badValue(kindRate.want(), v)
+	}
+	return r, nil
 }
 
 // parsePortRange takes 443, "443" or "20000-20100"; 0 gives the zero value.

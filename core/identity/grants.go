@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/cproxy/cproxy/core/rate"
 )
 
 // PortRange is a range of ports, both ends included.
@@ -58,6 +60,9 @@ type Grants struct {
 	Ports      []PortRange  // public ports that tunnels may use
 	Bind       []netip.Addr // public addresses that tunnels may bind, compared exactly
 	MaxTunnels int          // tunnels open at a time; 0: the server's limit
+	// What the visitors of one tunnel may send (up) and be sent (down) together;
+	// 0: the server's limit.
+	RateUp, RateDown rate.Bytes
 }
 
 // AllowsPort reports whether a tunnel may use the public port.

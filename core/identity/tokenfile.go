@@ -102,6 +102,9 @@ func checkToken(name string, grants Grants) error {
 	if grants.MaxTunnels < 0 {
 		return fmt.Errorf("tunnel count %d is negative: use 0 for the server's limit", grants.MaxTunnels)
 	}
+	if grants.RateUp < 0 || grants.RateDown < 0 {
+		return errors.New("a rate is negative: use 0 for the server's limit")
+	}
 	return nil
 }
 

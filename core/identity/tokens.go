@@ -8,11 +8,14 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/pelletier/go-toml/v2"
 	"github.com/pelletier/go-toml/v2/unstable"
+
+	"github.com/cproxy/cproxy/core/rate"
 )
 
 // tokensHeader is the first line of every tokens file written here.
@@ -55,6 +58,8 @@ type rawToken struct {
 	Ports      []string  `toml:"ports"`
 	Bind       []string  `toml:"bind"`
 	MaxTunnels int       `toml:"max_tunnels"`
+	RateUp     any       `toml:"rate_up"` // text with a unit, or a number
+	RateDown   any       `toml:"rate_down"`
 }
 
 // decodeTokens reads a tokens file strictly and reports every problem it can
@@ -83,7 +88,7 @@ func explainTOML(file string, err error) error {
 		problems := make([]error, 0, len(unknown.Errors))
 		for i := range unknown.Errors {
 			row, _ := unknown.Errors[i].Position()
-			problems = append(problems, fmt.Errorf("%s:%d: unknown key %q: use [[token]] with name, sha256, created, ports, bind, max_tunnels",
+			problems = append(problems, fmt.Errorf("%s:%d: unknown key %q: use [[token]] with name, sha256, created, ports, bind, max_tunnels, rate_up, rate_down",
 				file, row, strings.Join(unknown.Errors[i].Key(), ".")))
 		}
 		return errors.Join(problems...)
@@ -133,7 +138,27 @@ func (d *tokensDecoder) token(i int, raw rawToken) Token {
 		d.complain(i, "max_tunnels", errors.New("max_tunnels is negative: use 0 for the server's limit"))
 	}
 	token.Grants.MaxTunnels = raw.MaxTunnels
+	token.Grants.RateUp = d.rate(i, "rate_up", raw.RateUp)
+	token.Grants.RateDown = d.rate(i, "rate_down", raw.RateDown)
 	return token
+}
+
+// rate reads a byte rate; a key that is not there is no limit.
+func (d *tokensDecoder) rate(i int, key string, value any) rate.Bytes {
+	text := ""
+	switch v := value.(type) {
+	case nil:
+		return 0
+	case string:
+		text = v
+	case int64:
+		text = strconv.FormatInt(v, 10)
+	}
+	r, err := rate.Parse(text)
+	if err != nil {
+		d.complain(i, key, fmt.Errorf("%s: %w", key, err))
+	}
+	return r
 }
 
 // hashText returns what to decode as a hash; text of a wrong length becomes text
@@ -198,8 +223,16 @@ func encodeTokens(tokens Tokens) []byte {
 		if token.Grants.MaxTunnels != 0 {
 			fmt.Fprintf(&b, "max_tunnels = %d\n", token.Grants.MaxTunnels)
 		}
+		writeRate(&b, "rate_up", token.Grants.RateUp)
+		writeRate(&b, "rate_down", token.Grants.RateDown)
 	}
 	return b.Bytes()
+}
+
+func writeRate(b *bytes.Buffer, key string, r rate.Bytes) {
+	if r != 0 {
+		fmt.Fprintf(b, "%s = %q\n", key, r)
+	}
 }
 
 // writeStrings writes a TOML array of strings, or nothing if there are none.

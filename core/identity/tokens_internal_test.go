@@ -11,7 +11,7 @@ func FuzzDecodeTokens(f *testing.F) {
 	f.Add([]byte(""))
 	f.Add([]byte("[[token]]\nname = \"web\"\nsha256 = \"" + hash + "\"\n"))
 	f.Add([]byte("[[token]]\nname='a'\nsha256='" + hash + "'\ncreated=9999-12-31T23:59:59.5-01:00\n" +
-		"ports=['1-2','3']\nbind=['::','::ffff:1.2.3.4']\nmax_tunnels=9\n"))
+		"ports=['1-2','3']\nbind=['::','::ffff:1.2.3.4']\nmax_tunnels=9\nrate_up=5\nrate_down='3GiB'\n"))
 	f.Add([]byte("token = [{name = \"a\", sha256 = \"\\u0030\"}]"))
 	f.Add([]byte("[[token]]\n[[token]]\nname = 1\n"))
 	f.Add([]byte("[token]\nname = \"a\"\n"))

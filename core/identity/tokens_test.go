@@ -33,6 +33,8 @@ created = 2026-11-03T10:00:00Z
 ports = ["20000-20100", "8080"]
 bind = ["127.0.0.1", "::1", "::ffff:192.0.2.1"]
 max_tunnels = 3
+rate_up = "10MB"
+rate_down = 4096
 
 [[token]]
 name = "plain"
@@ -50,6 +52,8 @@ sha256 = "`+strings.ToUpper(someHash)+`"
 		Ports:      []identity.PortRange{{First: 20000, Last: 20100}, {First: 8080, Last: 8080}},
 		Bind:       []netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("::1"), netip.MustParseAddr("192.0.2.1")},
 		MaxTunnels: 3,
+		RateUp:     10_000_000,
+		RateDown:   4096,
 	}
 	if !reflect.DeepEqual(web.Grants, want) {
 		t.Errorf("grants = %+v, want %+v", web.Grants, want)
@@ -91,6 +95,9 @@ func TestLoadTokensRefuses(t *testing.T) {
 		{"bad address", good + "bind = [\"localhost\"]\n", []string{":4: \"localhost\""}},
 		{"zone", good + "bind = [\"fe80::1%eth0\"]\n", []string{":4: \"fe80::1%eth0\""}},
 		{"negative count", good + "max_tunnels = -1\n", []string{":4: max_tunnels"}},
+		{"rate in bits", good + "rate_up = \"10Mb\"\n", []string{":4: rate_up: rate \"10Mb\"", "such as 10MB"}},
+		{"negative rate", good + "\nrate_down = -1\n", []string{":5: rate_down: rate \"-1\""}},
+		{"rate of another type", good + "rate_down = [1]\nrate_up = 0.5\n", []string{":4: rate_down: ", ":5: rate_up: "}},
 		{
 			"all at once", good + "bind = [\"x\"]\nports = [\"y\"]\n\n" + good + "max_tunnels = -1\n",
 			[]string{":4: \"x\"", ":5: port range \"y\"", ":8: token", ":10: max_tunnels"},
@@ -136,6 +143,8 @@ func TestAddAndRevoke(t *testing.T) {
 		Ports:      []identity.PortRange{{First: 20000, Last: 20100}, {First: 7, Last: 7}},
 		Bind:       []netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("2001:db8::1")},
 		MaxTunnels: 2,
+		RateUp:     1_500_000,
+		RateDown:   1 << 30,
 	}
 	secret, err := identity.AddToken(path, "web", grants)
 	if err != nil {
@@ -182,6 +191,7 @@ func TestAddTokenRefuses(t *testing.T) {
 		"no address":    {name: "a", grants: identity.Grants{Bind: make([]netip.Addr, 1)}},
 		"zone":          {name: "a", grants: identity.Grants{Bind: []netip.Addr{netip.MustParseAddr(`fe80::1%a"b`)}}},
 		"tunnel number": {name: "a", grants: identity.Grants{MaxTunnels: -1}},
+		"rate":          {name: "a", grants: identity.Grants{RateDown: -1}},
 	}
 	for what, tt := range tests {
 		t.Run(what, func(t *testing.T) {

@@ -48,6 +48,15 @@ type Reroute struct {
 	Route  Route
 }
 
+// Limit bounds the payload of a tunnel in bytes per second, each direction on
+// its own and all its streams together; 0 is no limit. It counts at once, for
+// streams that are paused within a second, and may come before Listen and again
+// at any time. Streams that outlive Unlisten keep the limit they had.
+type Limit struct {
+	Tunnel   TunnelID
+	Up, Down int64 // what visitors send, and what they are sent
+}
+
 // Route says what becomes of an accepted connection: one of ToPool, ToPreface
 // and ToTarget.
 type Route interface {

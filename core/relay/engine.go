@@ -192,6 +192,7 @@ func (p *pool) richest(self int) int {
 type tunnel struct {
 	id    TunnelID
 	conns atomic.Int64 // PublicConns, for the limit
+	rates rates
 	cells []tunnelCell
 	uses  uses
 }
@@ -200,7 +201,8 @@ type tunnel struct {
 type tunnelCell struct {
 	opened, ended, refused atomic.Uint64
 	up, down               atomic.Uint64
-	_                      [24]byte
+	throttled              atomic.Uint64
+	_                      [16]byte
 }
 
 // bump adds without a locked instruction: the caller is the only writer.
@@ -209,16 +211,18 @@ func bump(c *atomic.Uint64, n uint64) { c.Store(c.Load() + n) }
 // TunnelStats are the live totals of a tunnel, for as long as Stats knows it.
 // Bytes are payload, counted as they are read or leave.
 type TunnelStats struct {
-	Tunnel   TunnelID
-	Opened   uint64 // streams
-	Ended    uint64 // streams
-	Refused  uint64 // PublicConns that never became one
-	Up, Down uint64 // bytes from and to the visitors
+	Tunnel    TunnelID
+	Opened    uint64 // streams
+	Ended     uint64 // streams
+	Refused   uint64 // PublicConns that never became one
+	Up, Down  uint64 // bytes from and to the visitors
+	Throttled uint64 // times that a direction of a stream was paused by a Limit
 }
 
-// Stats sums the counters of every tunnel that listens, has a target, or has
-// streams that still run. After that a tunnel is forgotten: its totals are those
-// of the StreamEnded that were told, and one set anew counts from zero.
+// Stats sums the counters of every tunnel that listens, has a target or a
+// Limit, or has streams that still run. After that a tunnel is forgotten: its
+// totals are those of the StreamEnded that were told, and one set anew counts
+// from zero.
 func (e *Engine) Stats() []TunnelStats {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -233,6 +237,7 @@ func (e *Engine) Stats() []TunnelStats {
 			s.Refused += c.refused.Load()
 			s.Up += c.up.Load()
 			s.Down += c.down.Load()
+			s.Throttled += c.throttled.Load()
 		}
 		all = append(all, s)
 	}

@@ -120,8 +120,14 @@ func (l *loop) readProxy(p *proxyConn, slice int) (more bool) {
 		if !p.canRead {
 			return false
 		}
+		most := unlimited
+		if p.stream != nil && !p.rxEnd { // what is dropped is not limited
+			if most = l.allowed(p.stream, !p.stream.front.public); most == 0 {
+				return false
+			}
+		}
 		if p.in.bulk && p.in.need > 0 && p.in.held == nil && p.stream != nil && p.stream.front.state == rawJoined {
-			n, ok := l.readBulk(p, slice)
+			n, ok := l.readBulk(p, min(slice, most))
 			if slice -= n; !ok {
 				return false
 			}
@@ -138,6 +144,9 @@ func (l *loop) readProxy(p *proxyConn, slice int) (more bool) {
 			limit = maxHeldDialing
 		} else if p.in.bulk && p.in.need == 0 && off == 0 {
 			limit = frame.HeaderSize // what follows is likely to be spliced too
+		}
+		if most < limit-off {
+			limit = off + most
 		}
 		n, ok := l.readInto(p, l.mem.rx[:limit], off)
 		if slice -= n; !ok {

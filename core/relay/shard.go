@@ -258,7 +258,13 @@ func (l *loop) start(p *proxyConn, c *rawConn, wire uint32) {
 	l.beginStream(s)
 	n := frame.HeaderSize + frame.StartSize
 	frame.PutStart(l.mem.tx, p.seq, frame.Stream{Tunnel: wire, Source: c.source.addrPort(), Destination: local})
-	got, eof, failed := c.read(l.mem.tx[n+frame.HeaderSize : loopBuffer])
+	var got int
+	var eof, failed bool
+	// Over its limit nothing is read, nor the stream paused: the visitor may
+	// have nothing to send.
+	if most := min(s.tunnel.rates.of(c.public).ready(l.now), loopBuffer-n-frame.HeaderSize); most > 0 {
+		got, eof, failed = c.read(l.mem.tx[n+frame.HeaderSize:][:most])
+	}
 	if got > 0 {
 		frame.Header{Type: frame.Data, Seq: p.seq, Length: uint32(got)}.Put(l.mem.tx[n:])
 		s.count(l, c.public, got)

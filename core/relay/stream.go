@@ -23,6 +23,7 @@ type stream struct {
 	bulkDown bulk  // of what the back of a forwarder sends
 	queued   bool
 	over     bool
+	pauses   *pauses // nil until a limit first paused the stream
 }
 
 // forwarding is a stream of a plain forwarder and its second socket: one
@@ -94,12 +95,13 @@ func (l *loop) pump(s *stream, slice int) {
 }
 
 // endBroken ends a stream whose socket failed and is not read, so that no call
-// tells: its bytes wait for a destination that is blocked, or its FIN was read.
+// tells: its bytes wait for a destination that is blocked or for their turn, or
+// its FIN was read.
 func (l *loop) endBroken(s *stream) {
 	switch {
 	case s.front.broken || s.back != nil && s.back.broken:
 		l.endStream(s, PeerReset)
-	case s.proxy != nil && s.proxy.broken && (s.proxy.in.blocked || s.front.pending()):
+	case s.proxy != nil && s.proxy.broken && (s.proxy.in.blocked || s.front.pending() || s.paused(!s.front.public, l.now)):
 		l.closeProxy(s.proxy, ProxyLost)
 	}
 }
@@ -115,8 +117,12 @@ func (l *loop) sendFramed(s *stream, slice int) (more bool) {
 		if c.state != rawJoined || c.eof || !c.canRead || !l.flushProxy(p) {
 			return false
 		}
+		most := l.allowed(s, c.public)
+		if most == 0 {
+			return false
+		}
 		if s.bulkUp > 0 {
-			n, ok := l.spliceOut(s, slice)
+			n, ok := l.spliceOut(s, min(slice, most))
 			if !ok {
 				return false
 			}
@@ -127,6 +133,7 @@ func (l *loop) sendFramed(s *stream, slice int) (more bool) {
 		}
 		tx := l.sending(s.bulkUp)
 		b := tx[frame.HeaderSize:]
+		b = b[:min(most, len(b))]
 		n, eof, failed := c.read(b)
 		switch {
 		case failed:
@@ -161,8 +168,12 @@ func (l *loop) copyBare(s *stream, from, to *rawConn, slice int) (more bool) {
 		if from.state != rawJoined || from.eof || !from.canRead || !l.flushRaw(to) {
 			return false
 		}
+		most := l.allowed(s, from.public)
+		if most == 0 {
+			return false
+		}
 		if *bulk > 0 {
-			n, ok := l.spliceBare(s, from, to, bulk, slice)
+			n, ok := l.spliceBare(s, from, to, bulk, min(slice, most))
 			if !ok {
 				return false
 			}
@@ -172,6 +183,7 @@ func (l *loop) copyBare(s *stream, from, to *rawConn, slice int) (more bool) {
 			}
 		}
 		b := l.sending(*bulk)[frame.HeaderSize:]
+		b = b[:min(most, len(b))]
 		n, eof, failed := from.read(b)
 		switch {
 		case failed:
@@ -197,7 +209,8 @@ func (l *loop) copyBare(s *stream, from, to *rawConn, slice int) (more bool) {
 	return true
 }
 
-// count adds n bytes to the totals of their direction.
+// count adds n bytes to the totals of their direction, and pays for them where
+// it is limited.
 func (s *stream) count(l *loop, up bool, n int) {
 	cell := &s.tunnel.cells[l.id]
 	if up {
@@ -207,6 +220,7 @@ func (s *stream) count(l *loop, up bool, n int) {
 		s.down += uint64(n)
 		bump(&cell.down, uint64(n))
 	}
+	l.spend(s, up, n)
 }
 
 // bareEnd passes the FIN of a bare socket on.
@@ -316,7 +330,8 @@ func (l *loop) checkStream(s *stream) {
 	}
 	when, why := l.streamDeadline(s)
 	if when > 0 && when <= l.now {
-		if !s.draining() {
+		held := s.paused(true, l.now) || s.paused(false, l.now)
+		if !held && !s.draining() {
 			l.endStream(s, why)
 			return
 		}
@@ -340,6 +355,7 @@ func (l *loop) endStream(s *stream, why Reason) {
 		return
 	}
 	s.over = true
+	l.endPauses(s)
 	bump(&s.tunnel.cells[l.id].ended, 1)
 	ev := StreamEnded{
 		Tunnel: s.tunnel.id, Source: s.front.source.addrPort(), Up: s.up, Down: s.down,

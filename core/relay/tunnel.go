@@ -3,6 +3,7 @@ package relay
 // uses is what names a tunnel to the engine. Engine.mu guards it.
 type uses struct {
 	listens bool
+	limited bool // by a Limit, until Unlisten
 	targets int  // ids in START that mean it, over all pools
 	leaving bool // in Engine.leaving
 }
@@ -40,9 +41,19 @@ func (e *Engine) unlistened(id TunnelID) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if t := e.tunnels[id]; t != nil {
-		t.uses.listens = false
+		t.uses.listens, t.uses.limited = false, false
 		e.unname(t)
 	}
+}
+
+// limited notes that a tunnel has a limit, or no more.
+func (e *Engine) limited(id TunnelID, rates func(*rates)) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	t := e.tunnel(id)
+	rates(&t.rates)
+	t.uses.limited = t.rates.up.Load() != nil || t.rates.down.Load() != nil
+	e.unname(t)
 }
 
 // targeted notes what an id in START means; nil when the pool is not open.
@@ -129,7 +140,7 @@ func (e *Engine) forgetLeft() {
 	e.leaving.list = stay
 }
 
-func (t *tunnel) named() bool { return t.uses.listens || t.uses.targets > 0 }
+func (t *tunnel) named() bool { return t.uses.listens || t.uses.limited || t.uses.targets > 0 }
 
 // busy tells whether streams or PublicConns of a tunnel are still there. A loop
 // counts a stream as opened before it counts it as ended, so the ended ones are

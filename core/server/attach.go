@@ -84,6 +84,9 @@ func (h *hub) admit(a *arrival) (*Control, *wire.Refusal, time.Duration) {
 	old := h.maps.controls[key]
 	if old != nil && old.instance == inst {
 		old.identity = *a.identity
+		for _, t := range old.tunnels {
+			h.limit(t)
+		}
 		return h.comeBack(old, a)
 	}
 	c := h.newControl(key, inst, a)
@@ -145,6 +148,7 @@ func (h *hub) takeOver(c, old *Control) {
 	c.tunnels, old.tunnels = old.tunnels, nil
 	for _, t := range c.tunnels {
 		t.control = c
+		h.limit(t)
 		h.reroute(t)
 	}
 	h.maps.ousted[old.instance] = time.Now().Add(h.policy.Grace)

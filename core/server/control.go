@@ -55,6 +55,7 @@ type Tunnel struct {
 	control   *Control
 	spec      *wire.TunnelSpec
 	listen    relay.Listen
+	limit     relay.Limit      // what the engine was told last, zero before
 	addresses []netip.AddrPort // empty until the engine listens
 	known     bool             // by the client: visitors are let in
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/cproxy/cproxy/core/frame"
 	"github.com/cproxy/cproxy/core/identity"
 	"github.com/cproxy/cproxy/core/logging"
+	"github.com/cproxy/cproxy/core/rate"
 	"github.com/cproxy/cproxy/core/relay"
 	"github.com/cproxy/cproxy/core/wire"
 )
@@ -282,6 +283,7 @@ func (h *hub) apply(p Policy) {
 		h.openPool(c)
 	}
 	for _, t := range h.maps.tunnels {
+		h.limit(t)
 		h.reroute(t)
 	}
 	h.log.Info("configuration applied")
@@ -298,6 +300,23 @@ func (h *hub) reroute(t *Tunnel) {
 	if t.known {
 		h.engine.Submit(relay.Reroute{Tunnel: t.id, Route: t.control.route(t, h.policy.MaxConns)})
 	}
+}
+
+// limit makes the engine hold a tunnel to the rates of the policy and of its
+// client's token, if it does not do so already. A tunnel that does not listen
+// yet is limited once it does.
+func (h *hub) limit(t *Tunnel) {
+	g := t.control.identity.Grants
+	limit := relay.Limit{
+		Tunnel: t.id,
+		Up:     int64(rate.Smaller(h.policy.RateUp, g.RateUp)),
+		Down:   int64(rate.Smaller(h.policy.RateDown, g.RateDown)),
+	}
+	if len(t.addresses) == 0 || limit.Up == t.limit.Up && limit.Down == t.limit.Down {
+		return
+	}
+	t.limit = limit
+	h.engine.Submit(limit)
 }
 
 // tick looks at what time has done: pings that are due, clients that did not

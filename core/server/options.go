@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/cproxy/cproxy/core/identity"
+	"github.com/cproxy/cproxy/core/rate"
 	"github.com/cproxy/cproxy/core/relay"
 )
 
@@ -39,6 +40,7 @@ type Policy struct {
 	Ports            []identity.PortRange
 	MaxTunnels       int           // per client; 0: no limit
 	MaxConns         int           // PublicConns per tunnel; 0: no limit
+	RateUp, RateDown rate.Bytes    // of a tunnel, from and to its visitors; 0: no limit
 	PoolMax          int           // idle ProxyConns kept per client; 0: none is used twice
 	Grace            time.Duration // for a client to come back before its listeners close
 	Heartbeat        time.Duration
