@@ -113,3 +113,23 @@ type quietTB struct {
 }
 
 func (q *quietTB) Errorf(string, ...any) { q.failed = true }
+
+// A conn that is on its way between two loops when the engine stops is told of
+// like any other.
+func TestConnOnItsWayIsTold(t *testing.T) {
+	for donated, want := range map[bool]Event{
+		true:  ConnClosed{Pool: linkPool, Reason: Stopped},
+		false: PrefaceFailed{Reason: Stopped},
+	} {
+		l := stillLoop(t)
+		sh := l.openPool(ServerSide)
+		p, _ := l.member(t, sh, proxyIdle)
+		p.opening = &opening{}
+		l.detach(p)
+		l.inbox.post(moved{conn: p, pool: linkPool, donated: donated})
+		l.discardAll()
+		if len(l.work.events) != 1 || l.work.events[0] != want {
+			t.Errorf("told %+v, want %+v", l.work.events, want)
+		}
+	}
+}

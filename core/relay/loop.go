@@ -224,8 +224,11 @@ func (l *loop) closeAll() {
 func (l *loop) discardAll() {
 	l.inbox.setWake(nil)
 	for _, m := range l.inbox.take(nil) {
-		if d, ok := m.(discarder); ok {
-			d.discard()
+		switch m := m.(type) {
+		case moved:
+			m.lost(l, Stopped)
+		case discarder:
+			m.discard()
 		}
 	}
 }

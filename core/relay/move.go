@@ -67,12 +67,7 @@ func (m moved) apply(l *loop) {
 		sh.asked = max(0, sh.asked-1)
 	}
 	if sh == nil || !m.conn.register(l) {
-		m.discard()
-		if m.donated {
-			l.tell(ConnClosed{Pool: m.pool, Reason: Closed})
-		} else {
-			l.tell(PrefaceFailed{Peer: m.conn.opening.peer, Reason: Closed})
-		}
+		m.lost(l, Closed)
 		if sh != nil {
 			sh.seek(l)
 		}
@@ -88,6 +83,16 @@ func (m moved) apply(l *loop) {
 }
 
 func (m moved) discard() { closefd(m.conn.fd) }
+
+// lost closes a conn that joins no loop any more, and tells of it.
+func (m moved) lost(l *loop, why Reason) {
+	m.discard()
+	if m.donated {
+		l.tell(ConnClosed{Pool: m.pool, Reason: why})
+	} else {
+		l.tell(PrefaceFailed{Peer: m.conn.opening.peer, Reason: why})
+	}
+}
 
 // detach takes a conn out of the loop; it stays open. Not for use while its
 // frames are being fed.
