@@ -167,7 +167,7 @@ func (l *loop) readBulk(p *proxyConn, limit int) (n int, ok bool) {
 		return n, n > 0
 	}
 	b := l.sending(bulkBegins)
-	return l.readInto(p, b[:min(len(b), int(p.in.need))], 0)
+	return l.readInto(p, b[:min(len(b), limit, int(p.in.need))], 0)
 }
 
 // readInto receives into b, behind the off bytes that it holds already, and

@@ -8,9 +8,21 @@ type ledger struct {
 	opened, closed int // ProxyConns
 	ended, refused int // streams, and PublicConns that never became one
 	up, down       uint64
-	forgotten      bool // a tunnel was closed, and its counters with it
+	forgotten      bool // a tunnel may have been, and its counters with it
 	exhausted      bool // refusals were not told one by one
 	unreasoned     []Event
+}
+
+// Submit notes the commands by which tunnels are forgotten.
+func (f *fixture) Submit(c Command) {
+	switch c.(type) {
+	case Unlisten, ClosePool, DropTarget:
+		f.mu.Lock()
+		f.ledger.forgotten = true
+		f.mu.Unlock()
+	default:
+	}
+	f.Engine.Submit(c)
 }
 
 func (b *ledger) enter(ev Event) {
@@ -32,9 +44,6 @@ func (b *ledger) enter(ev Event) {
 		why = ev.Reason
 	case PrefaceFailed:
 		why = ev.Reason
-	case Unlistened:
-		b.forgotten = true
-		return
 	case Exhausted:
 		b.exhausted = true
 		return
