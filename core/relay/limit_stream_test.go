@@ -253,4 +253,3 @@ func TestLimitOfAnEndedDirection(t *testing.T) {
 		t.Fatalf("ended with %+v", ev)
 	}
 }
-

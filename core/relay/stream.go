@@ -15,15 +15,15 @@ type stream struct {
 	proxy    *proxyConn // nil in a forwarder
 	back     *rawConn   // nil but in a forwarder
 	tunnel   *tunnel
-	up, down uint64 // payload bytes that left
+	pauses   *pauses // nil until a limit first pauses the stream
+	up, down uint64  // payload bytes that left
 	began    int64
-	active   int64 // when bytes moved last
-	unsent   int   // bytes in kernel buffers when a deadline last looked
-	bulkUp   bulk  // of what the front sends
-	bulkDown bulk  // of what the back of a forwarder sends
+	active   int64  // when bytes moved last
+	unsent   uint32 // bytes in kernel buffers when a deadline last looked
+	bulkUp   bulk   // of what the front sends
+	bulkDown bulk   // of what the back of a forwarder sends
 	queued   bool
 	over     bool
-	pauses   *pauses // nil until a limit first paused the stream
 }
 
 // forwarding is a stream of a plain forwarder and its second socket: one
@@ -283,12 +283,12 @@ func (s *stream) halfClosed() bool {
 // was last asked: a slow receiver empties megabytes of buffers while no call of
 // the loop moves anything.
 func (s *stream) draining() bool {
-	unsent := outqueue(s.front.fd)
+	unsent := uint32(outqueue(s.front.fd)) // which is an int of C: two of them fit
 	if s.back != nil {
-		unsent += outqueue(s.back.fd)
+		unsent += uint32(outqueue(s.back.fd))
 	}
 	if s.proxy != nil {
-		unsent += outqueue(s.proxy.fd)
+		unsent += uint32(outqueue(s.proxy.fd))
 	}
 	moved := unsent > 0 && unsent != s.unsent
 	s.unsent = unsent
