@@ -211,6 +211,28 @@ func TestHeartbeat(t *testing.T) {
 	})
 }
 
+// A client that comes back is pinged as before, and given up as before.
+func TestHeartbeatAfterResume(t *testing.T) {
+	inWorld(t, testPolicy(), func(w *world) {
+		beat := testPolicy().Heartbeat
+		p := w.dial().login()
+		p.leave()
+		q := w.dial()
+		q.enter(q.proof(p, 2))
+		for range 5 {
+			time.Sleep(beat + sweepEvery)
+			ping := hear(q, (*wire.ServerMessage).GetPing)
+			q.say((&wire.Pong{Nonce: ping.GetNonce()}).ClientMessage())
+		}
+		q.silent()
+		time.Sleep(3 * beat)
+		q.ended()
+		if c := w.control(q); c == nil || c.link != nil {
+			w.t.Error("the client that fell silent was not given up, or its Control at once")
+		}
+	})
+}
+
 func TestReportsOfTheEngine(t *testing.T) {
 	source := netip.MustParseAddrPort("192.0.2.7:9")
 	tests := []struct {

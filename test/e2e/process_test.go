@@ -30,6 +30,8 @@ type launchOptions struct {
 	dir   string
 	env   []string // beside the environment of the test
 	files int      // RLIMIT_NOFILE; 0: that of the test
+	// stdout and stderr, when set, get what would else be in the transcripts.
+	stdout, stderr *os.File
 }
 
 // launch starts a process. It is killed with the test, whatever becomes of that.
@@ -44,6 +46,12 @@ func launch(o launchOptions) (*process, error) {
 	p.cmd.Dir = o.dir
 	p.cmd.Env = append(os.Environ(), o.env...)
 	p.cmd.Stdout, p.cmd.Stderr = &p.stdout, &p.stderr
+	if o.stdout != nil {
+		p.cmd.Stdout = o.stdout
+	}
+	if o.stderr != nil {
+		p.cmd.Stderr = o.stderr
+	}
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := p.cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start %s: %w", o.name, err)
