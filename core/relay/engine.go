@@ -22,16 +22,17 @@ type Engine struct {
 	conns    atomic.Int64 // PublicConns of all tunnels
 	turn     atomic.Uint32
 	outbox   *outbox
+	freezing chan struct{} // closed by Freeze
 
-	mu      sync.Mutex // guards the maps; never held over I/O other than bind
+	mu      sync.Mutex // guards what follows, and tunnel.before; never held over I/O other than bind
 	pools   map[PoolID]*pool
 	tunnels map[TunnelID]*tunnel
-	ended   bool
+	ended   bool // takes no more commands
 }
 
 // New makes an engine; it opens and starts nothing.
 func New(o Options) *Engine {
-	e := &Engine{pools: make(map[PoolID]*pool), tunnels: make(map[TunnelID]*tunnel), outbox: newOutbox()}
+	e := &Engine{pools: make(map[PoolID]*pool), tunnels: make(map[TunnelID]*tunnel), outbox: newOutbox(), freezing: make(chan struct{})}
 	e.settings.Store(&o.Settings)
 	for i := range max(o.Loops, 1) {
 		e.loops = append(e.loops, newLoop(e, i))
@@ -43,12 +44,23 @@ func New(o Options) *Engine {
 func (e *Engine) Loops() int { return len(e.loops) }
 
 // Submit passes a command to the loops. It never waits for them; only Listen
-// does system calls on the caller's thread. After Run has returned, and until
-// it has been called, commands are kept or dropped without effect.
-func (e *Engine) Submit(c Command) { c.submit(e) }
+// and Adopt do system calls on the caller's thread. Until Run is called
+// commands are kept; after a Freeze, and once Run has returned, they are dropped
+// without effect, and what they own is closed.
+func (e *Engine) Submit(c Command) {
+	e.mu.Lock()
+	ended := e.ended
+	e.mu.Unlock()
+	if !ended {
+		c.submit(e)
+	} else if d, ok := c.(discarder); ok {
+		d.discard()
+	}
+}
 
 // Events delivers what happened, in batches; it is closed when Run returns,
-// behind a last batch with what ended with the engine. The batch belongs to
+// behind a last batch with what ended with the engine, or with Frozen at its
+// end. The batch belongs to
 // the receiver. When nobody reads, reports beyond maxEvents (of streams and
 // conns that ended, say) are dropped and counted (see EventsDropped).
 func (e *Engine) Events() <-chan []Event { return e.outbox.ch }
@@ -56,8 +68,9 @@ func (e *Engine) Events() <-chan []Event { return e.outbox.ch }
 // EventsDropped is how many events were dropped because nobody read them.
 func (e *Engine) EventsDropped() uint64 { return e.outbox.dropped.Load() }
 
-// Run runs the loops until ctx is done. It then closes every descriptor, ends
-// streams with RST, and returns when all goroutines it started have ended.
+// Run runs the loops until ctx is done or Freeze comes. It then closes every
+// descriptor, ends streams with RST, or hands all of it over by Frozen, and
+// returns when all goroutines it started have ended.
 func (e *Engine) Run(ctx context.Context) error {
 	if err := e.open(); err != nil {
 		e.outbox.finish()
@@ -71,16 +84,24 @@ func (e *Engine) Run(ctx context.Context) error {
 	var delivery sync.WaitGroup
 	delivery.Go(func() { e.outbox.deliver(delivering) })
 
-	<-ctx.Done()
+	select {
+	case <-ctx.Done():
+	case <-e.freezing:
+	}
+	frozen := ctx.Err() == nil
 	e.broadcast(func() message { return stop{} })
 	loops.Wait()
 	e.end()
+	var last []Event
+	if frozen {
+		last = append(last, Frozen{State: e.surrender()})
+	}
 	for _, l := range e.loops {
 		l.closeAll()
 	}
 	stopDelivering()
 	delivery.Wait()
-	e.outbox.finish()
+	e.outbox.finish(last...)
 	return nil
 }
 
@@ -101,7 +122,7 @@ func (e *Engine) open() error {
 	return nil
 }
 
-// end makes Listen keep nothing any more: no loop would close it.
+// end makes Listen and Adopt keep nothing any more: no loop would close it.
 func (e *Engine) end() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -191,6 +212,8 @@ type tunnel struct {
 	id    TunnelID
 	conns atomic.Int64 // PublicConns, for the limit
 	cells []tunnelCell
+	// before is what was counted before an Adopt. Engine.mu guards it.
+	before TunnelStats
 }
 
 // tunnelCell counts for one tunnel in one loop, its only writer.
@@ -219,24 +242,35 @@ func (e *Engine) Stats() []TunnelStats {
 	defer e.mu.Unlock()
 	all := make([]TunnelStats, 0, len(e.tunnels))
 	for _, t := range e.tunnels {
-		s := TunnelStats{Tunnel: t.id}
-		for i := range t.cells {
-			c := &t.cells[i]
-			s.Opened += c.opened.Load()
-			s.Ended += c.ended.Load()
-			s.Refused += c.refused.Load()
-			s.Up += c.up.Load()
-			s.Down += c.down.Load()
-		}
-		all = append(all, s)
+		all = append(all, t.stats())
 	}
 	return all
+}
+
+// stats sums the counters; Engine.mu is held.
+func (t *tunnel) stats() TunnelStats {
+	s := t.before
+	s.Tunnel = t.id
+	for i := range t.cells {
+		c := &t.cells[i]
+		s.Opened += c.opened.Load()
+		s.Ended += c.ended.Load()
+		s.Refused += c.refused.Load()
+		s.Up += c.up.Load()
+		s.Down += c.down.Load()
+	}
+	return s
 }
 
 // tunnel finds or makes the shared part of a tunnel.
 func (e *Engine) tunnel(id TunnelID) *tunnel {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	return e.tunnelLocked(id)
+}
+
+// tunnelLocked is tunnel with Engine.mu held.
+func (e *Engine) tunnelLocked(id TunnelID) *tunnel {
 	t := e.tunnels[id]
 	if t == nil {
 		t = &tunnel{id: id, cells: make([]tunnelCell, len(e.loops))}
