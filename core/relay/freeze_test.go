@@ -38,22 +38,26 @@ func (f *fixture) heir(loops int) *fixture {
 }
 
 // handOver replaces the engine of a fixture by one with so many loops, which
-// adopts all.
-func handOver(f **fixture, loops int) {
+// adopts all. It gives a copy of what was handed over, to look at.
+func handOver(f **fixture, loops int) State {
 	(*f).tb.Helper()
 	s := (*f).freeze()
+	was := *s
 	*f = (*f).heir(loops) // known before anything can be told
 	(*f).Submit(Adopt{s})
+	return was
 }
 
-// handOver replaces the engines that have a number of loops.
-func (k *link) handOver(server, client int) {
+// handOver replaces the engines that get a number of loops, and gives what they
+// handed over.
+func (k *link) handOver(server, client int) (all []State) {
 	if server > 0 {
-		handOver(&k.server.fixture, server)
+		all = append(all, handOver(&k.server.fixture, server))
 	}
 	if client > 0 {
-		handOver(&k.client.fixture, client)
+		all = append(all, handOver(&k.client.fixture, client))
 	}
+	return all
 }
 
 // idleEngine is an engine that does not run, with its loops open.
