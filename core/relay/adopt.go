@@ -23,7 +23,8 @@ import (
 //
 // What cannot be taken over, because the epoll set refuses it or State
 // contradicts itself, is closed with RST and ends with its ordinary event:
-// StreamEnded, Refused or ConnClosed, and for a listener Listening with Err.
+// StreamEnded, Refused, ConnClosed or DialFailed, and for a listener Listening
+// with Err.
 // The reasons are UnknownTunnel and Cut for a tunnel or pool that State lacks,
 // NoDescriptors for a descriptor that does not work, DialError for a target
 // without an address, Stopped for the rest.

@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"errors"
 	"io"
 	"net"
 	"net/netip"
@@ -101,8 +102,8 @@ func TestAdoptListenerWithoutRoute(t *testing.T) {
 	roundTrip(t, visitor, "at last")
 }
 
-// A LocalConn that is being dialled is dialled anew; what was sent meanwhile is
-// not lost.
+// A LocalConn that is being dialled is dialled on; what was sent meanwhile is not
+// lost.
 func TestAdoptDialing(t *testing.T) {
 	for name, make := range map[string]func(t *testing.T) (Target, func() net.Conn){"tcp": fullTCP, "unix": fullUnix} {
 		t.Run(name+" of a client", func(t *testing.T) {
@@ -152,7 +153,7 @@ func served(t *testing.T, visitor *net.TCPConn, take func() net.Conn, f **fixtur
 		say(t, c, "welcome")
 		drop(c)
 	case <-time.After(patience):
-		t.Fatal("was not dialled again")
+		t.Fatal("was not dialled")
 	}
 	wantRest(t, visitor, "welcome")
 }
@@ -358,4 +359,56 @@ func TestAdoptHeartbeat(t *testing.T) {
 	if c := s.Conns[0]; c.Missed != 2 || s.Pools[0].Beat < beat-patience {
 		t.Errorf("missed %d, the next heartbeat in %v", c.Missed, s.Pools[0].Beat)
 	}
+}
+
+// A conn of the client for which READY is awaited is handed over: the server may
+// have sent START behind it. It opens, or fails, in time.
+func TestAdoptAwaitingReady(t *testing.T) {
+	s := localServer(t, nil)
+	for name, c := range map[string]struct {
+		ready []byte
+		fails bool
+	}{"READY": {readyFrame(1), false}, "forged": {readyFrame(2), true}, "nothing": {nil, true}} {
+		t.Run(name, func(t *testing.T) {
+			f := startFar(t, linkOptions{target: s.target})
+			p := f.dialledPeer(t)
+			p.send(readyFrame(1)[:3])
+			if c.ready == nil {
+				drop(p)
+			}
+			f.passed()
+			handOver(&f.fixture, 2)
+			if c.ready != nil {
+				p.send(c.ready[3:], startFrame(1, linkWire), dataFrame(1, "hello"))
+			}
+			if c.fails {
+				if ev := await[DialFailed](f.fixture); ev.Ref != 1 || ev.Pool != linkPool {
+					t.Errorf("told %+v", ev)
+				}
+				return
+			}
+			if ev := await[ConnOpened](f.fixture); ev.Ref != 1 || ev.Pool != linkPool {
+				t.Errorf("told %+v", ev)
+			}
+			hear(t, s.take(t), "hello")
+		})
+	}
+}
+
+// The server that never answers is given up when it would have been.
+func TestAdoptAwaitingReadyTimeout(t *testing.T) {
+	f := startFar(t, linkOptions{})
+	p := f.dialledPeer(t)
+	f.passed()
+	s := f.freeze()
+	if left := s.Conns[0].Left; left <= 0 || left > f.settings.Load().Connect {
+		t.Errorf("%v left", left)
+	}
+	s.Conns[0].Left = 1
+	f.fixture = f.heir(1)
+	f.Submit(Adopt{s})
+	if ev := await[DialFailed](f.fixture); ev.Ref != 1 || !errors.Is(ev.Err, errReadyTimeout) {
+		t.Errorf("told %+v", ev)
+	}
+	p.rest()
 }

@@ -56,7 +56,7 @@ func (r *record) lost() (n int) {
 // A record that makes no sense is closed and told; the others are taken over.
 func TestAdoptRefuses(t *testing.T) {
 	pool, tunnel := PoolID(7), TunnelID(3)
-	nowhere := Target{Addresses: []Address{{}}}
+	nowhere, somewhere := Target{Addresses: []Address{{}}}, Target{Addresses: []Address{{Unix: "/nowhere"}}}
 	streamLost := func(why Reason) []Event {
 		return []Event{ConnClosed{Pool: pool, Reason: why}, StreamEnded{Pool: pool, Tunnel: tunnel, Reason: why}}
 	}
@@ -84,7 +84,17 @@ func TestAdoptRefuses(t *testing.T) {
 		"empty pipe":                {func(s *State) { s.Streams[1].Front.Pipe = emptyPipe(1) }, []Event{StreamEnded{Tunnel: tunnel, Reason: Stopped}}},
 		"pipe of no bytes":          {func(s *State) { s.Streams[0].Conn.Pipe = emptyPipe(0) }, streamLost(Stopped)},
 		"front to dial":             {func(s *State) { s.Streams[1].Front.Dial = &DialState{} }, []Event{StreamEnded{Tunnel: tunnel, Reason: Stopped}}},
-		"back to dial, yet there":   {func(s *State) { s.Streams[1].Back.Dial = &DialState{} }, []Event{StreamEnded{Tunnel: tunnel, Reason: Stopped}}},
+		"back to dial, with bytes": {func(s *State) {
+			s.Streams[1].Back.Dial, s.Streams[1].Back.Held = &DialState{Target: somewhere}, []byte("early")
+		}, []Event{StreamEnded{Tunnel: tunnel, Reason: Stopped}}},
+		"back to dial before the first address": {func(s *State) {
+			s.Streams[1].Back.Dial = &DialState{Target: somewhere, Next: -1}
+		}, []Event{StreamEnded{Tunnel: tunnel, Reason: DialError}}},
+		"back to dial behind the last address": {func(s *State) {
+			s.Streams[1].Back.Dial = &DialState{Target: somewhere, Next: 1}
+		}, []Event{StreamEnded{Tunnel: tunnel, Reason: DialError}}},
+		"opening on the server": {func(s *State) { s.Conns[0].Idle, s.Conns[0].Opening = false, &OpeningState{Ref: 4} }, []Event{DialFailed{Pool: pool, Ref: 4}}},
+		"opening with a stream": {func(s *State) { s.Streams[0].Conn.Opening = new(OpeningState) }, streamLost(Stopped)},
 		"back to dial nowhere": {func(s *State) {
 			s.Streams[1].Back.Socket.discard()
 			s.Streams[1].Back = &RawState{SocketState: SocketState{Socket: -1}, Dial: &DialState{Target: nowhere}}
@@ -122,12 +132,17 @@ func TestAdoptRefuses(t *testing.T) {
 			}
 			told := adoptedAndFrozen(t, e)
 			for i, ev := range told {
-				if l, is := ev.(Listening); is {
-					if l.Err == nil || !strings.HasPrefix(l.Err.Error(), "adopt listener of ") {
-						t.Errorf("told %+v", l)
+				switch ev := ev.(type) {
+				case Listening:
+					if ev.Err == nil || !strings.HasPrefix(ev.Err.Error(), "adopt listener of ") {
+						t.Errorf("told %+v", ev)
 					}
-					l.Err = nil
-					told[i] = l
+				case DialFailed:
+					if ev.Err == nil || ev.Err.Error() != "adopt proxy connection: stopped" {
+						t.Errorf("told %+v", ev)
+					}
+					ev.Err = nil
+					told[i] = ev
 				}
 			}
 			for _, want := range c.want {

@@ -251,6 +251,7 @@ func withPipes(s State) (all []int) {
 // comes later. The pipe is the adopter's to close.
 func TestAdoptOrderOfBytes(t *testing.T) {
 	f := startEngine(t, 1, DefaultSettings(), nil)
+	f.passed() // its loops have opened what they need
 	before := descriptors(t)
 	front, visitor := socketPair(t)
 	behind, service := socketPair(t)

@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"fmt"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -57,7 +58,9 @@ func (a *adopter) conn(r *ConnState) {
 		if r.Left > 0 {
 			l.timers.set(&p.timer, p, l.after(r.Left))
 		}
-		l.settle(p)
+		if r.Opening == nil {
+			l.settle(p)
+		} // else READY comes, or its deadline
 		return
 	}
 	l.release(p)
@@ -95,9 +98,9 @@ func (a *adopter) stream(r *StreamState) {
 	l.armStream(s)
 	l.queue(s)
 	if r.Front.Dial != nil {
-		l.dialAgain(s.front, r.Front.Dial)
+		l.dialOn(s.front, r.Front.Dial)
 	} else if r.Back != nil && r.Back.Dial != nil {
-		l.dialAgain(s.back, r.Back.Dial)
+		l.dialOn(s.back, r.Back.Dial)
 	}
 }
 
@@ -116,7 +119,7 @@ func (a *adopter) join(r *StreamState) (s *stream, why Reason) {
 		}
 		public = sh.pool.side == ServerSide
 	}
-	if (r.Back == nil) == (r.Conn == nil) || public && r.Front.Dial != nil {
+	if (r.Back == nil) == (r.Conn == nil) || public && r.Front.Dial != nil || r.Conn != nil && r.Conn.Opening != nil {
 		return nil, Stopped
 	}
 	if s.front, why = a.raw(s, r, &r.Front, public); s.front == nil {
@@ -139,18 +142,21 @@ func (a *adopter) join(r *StreamState) (s *stream, why Reason) {
 // raw makes a bare socket of its record and registers it.
 func (a *adopter) raw(s *stream, of *StreamState, r *RawState, public bool) (*rawConn, Reason) {
 	c := &rawConn{state: rawJoined, public: public, eof: r.EndRead, finSent: r.FinSent, source: of.Source, tunnel: s.tunnel}
-	if r.Dial != nil {
-		c.state, c.fd = rawConnecting, -1
-		switch {
-		case r.Socket >= 0 || r.Pipe != nil:
-			return nil, Stopped
-		case !r.Dial.Target.valid():
-			return nil, DialError
-		}
-		return c, 0
-	}
 	if !a.loop.refill(&c.socket, &c.out, &r.SocketState) {
 		return nil, Stopped
+	}
+	if d := r.Dial; d != nil {
+		if c.pending() {
+			return nil, Stopped
+		}
+		if d.Next < 0 || d.Next >= len(d.Target.Addresses) || !d.Target.valid() {
+			return nil, DialError
+		}
+		c.state = rawConnecting
+		c.canWrite = false // the event that says so tells that it is connected
+		if c.fd < 0 {
+			return c, 0
+		}
 	}
 	if !c.register(a.loop) {
 		return nil, NoDescriptors
@@ -167,6 +173,13 @@ func (a *adopter) proxy(r *ConnState) (*proxyConn, Reason) {
 	p := newProxyConn(-1, proxyStream)
 	p.exchange = exchange{seq: r.Exchange.Seq, txEnd: r.Exchange.EndSent, rxEnd: r.Exchange.EndRead, rxReset: r.Exchange.GotReset}
 	p.shard, p.carried, p.retire = sh, r.Carried, r.Retire
+	if o := r.Opening; o != nil {
+		if sh.pool.side != ClientSide || r.Idle || r.Left <= 0 {
+			return nil, Stopped
+		}
+		p.state = proxyReady
+		p.opening = &opening{ref: o.Ref, ready: o.Ready}
+	}
 	if !r.In.valid() || !l.refill(&p.socket, &p.out, &r.SocketState) {
 		return nil, Stopped
 	}
@@ -179,13 +192,19 @@ func (a *adopter) proxy(r *ConnState) (*proxyConn, Reason) {
 	}
 	l.keepLoad(&p.socket)
 	orderlyClose(p.fd)
-	sh.members[p] = struct{}{}
+	if p.opening == nil {
+		sh.members[p] = struct{}{}
+	}
 	return p, 0
 }
 
 // loseConn ends a ProxyConn that cannot be taken over.
 func (a *adopter) loseConn(r *ConnState, why Reason) {
 	r.each(Descriptor.discard)
+	if o := r.Opening; o != nil {
+		a.loop.tell(DialFailed{Pool: a.poolID(r.Pool), Ref: o.Ref, Err: fmt.Errorf("adopt proxy connection: %s", why)})
+		return
+	}
 	a.loop.tell(ConnClosed{Pool: a.poolID(r.Pool), Reason: why})
 }
 
@@ -233,11 +252,15 @@ func (l *loop) keepLoad(s *socket) {
 	}
 }
 
-// dialAgain dials a LocalConn from its first address, which has the time that
-// was left.
-func (l *loop) dialAgain(c *rawConn, r *DialState) {
-	c.dial = &dialing{target: r.Target, destination: r.Destination, deadline: l.after(max(r.Left, 1))}
-	l.dialNext(c)
+// dialOn goes on with dialling a LocalConn. The address that is being tried has
+// the time that was left.
+func (l *loop) dialOn(c *rawConn, r *DialState) {
+	c.dial = &dialing{target: r.Target, next: r.Next, destination: r.Destination, deadline: l.after(max(r.Left, 1))}
+	if c.fd < 0 {
+		l.dialNext(c)
+		return
+	}
+	l.timers.set(&c.timer, c, c.dial.deadline)
 }
 
 // ago is when something was so long ago.

@@ -14,9 +14,9 @@ import (
 // context ends first, or the loops cannot be opened, there is no Frozen. Somebody
 // must read Events: nobody else owns the descriptors.
 //
-// Not handed over are conns whose preface or READY had not passed (they are
-// closed and their peers dial again), conns that wait for Park among them, and
-// events that were told.
+// Not handed over are conns of the proxy port that were not parked, and those of
+// the client whose preface was not sent (they are closed and the client dials
+// again), and events that were told.
 type Freeze struct{}
 
 func (Freeze) submit(e *Engine) {
@@ -122,7 +122,7 @@ func (f *freezer) loop(l *loop) {
 			switch {
 			case h.stream != nil:
 				f.stream(l, h.stream)
-			case h.state == proxyStream:
+			case h.state == proxyStream || h.state == proxyReady:
 				f.state.Conns = append(f.state.Conns, f.conn(l, h))
 			}
 		case *rawConn:
@@ -182,21 +182,15 @@ func (f *freezer) stream(l *loop, s *stream) {
 	f.state.Streams = append(f.state.Streams, r)
 }
 
-// raw takes a bare socket. One that is being dialled is closed.
+// raw takes a bare socket.
 func (f *freezer) raw(l *loop, c *rawConn) RawState {
-	r := RawState{EndRead: c.eof, FinSent: c.finSent}
-	if c.state == rawConnecting {
-		r.Dial = &DialState{Target: c.dial.target, Destination: c.dial.destination, Left: time.Duration(c.dial.deadline - l.now)}
-		if fd := f.give(l, &c.socket); fd >= 0 {
-			closefd(int(fd))
-		}
-		r.Socket = -1
-		return r
-	}
 	if c.finSent {
 		_ = resetOnClose(c.fd)
 	}
-	r.SocketState = f.socket(l, &c.socket, c.out)
+	r := RawState{SocketState: f.socket(l, &c.socket, c.out), EndRead: c.eof, FinSent: c.finSent}
+	if d := c.dial; d != nil {
+		r.Dial = &DialState{Target: d.target, Next: d.next, Destination: d.destination, Left: time.Duration(d.deadline - l.now)}
+	}
 	return r
 }
 
@@ -208,6 +202,9 @@ func (f *freezer) conn(l *loop, p *proxyConn) ConnState {
 		Exchange: ExchangeState{Seq: p.seq, EndSent: p.txEnd, EndRead: p.rxEnd, GotReset: p.rxReset},
 		In:       InflowState{Held: copied(p.in.held), Blocked: p.in.blocked, Bulk: p.in.bulk, Need: p.in.need, Dropped: p.in.dropped},
 		Carried:  p.carried, Retire: p.retire, Missed: p.missed,
+	}
+	if o := p.opening; o != nil {
+		r.Opening = &OpeningState{Ref: o.ref, Ready: o.ready}
 	}
 	if p.timer.pos > 0 {
 		r.Left = max(time.Duration(p.timer.when-l.now), 1)

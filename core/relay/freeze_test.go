@@ -277,20 +277,20 @@ func TestFreezeClosesHandshakes(t *testing.T) {
 	n := startNear(t, linkOptions{loops: 2}, nil)
 	silent := n.stranger(t)
 	f := startFar(t, linkOptions{})
-	dialled := f.dialledPeer(t)
+	ref := f.dial(silentTCP(t).TCP)
 	n.passed()
+	f.passed()
 	at, from := n.freeze(), f.freeze()
 	if ev := await[PrefaceFailed](n.fixture); ev.Reason != Stopped {
 		t.Errorf("told %+v", ev)
 	}
-	if ev := await[DialFailed](f.fixture); ev.Ref != 1 || ev.Err == nil {
+	if ev := await[DialFailed](f.fixture); ev.Ref != ref || ev.Err == nil {
 		t.Errorf("told %+v", ev)
 	}
 	if len(at.Conns)+len(from.Conns) != 0 {
 		t.Errorf("handed over %+v and %+v", at.Conns, from.Conns)
 	}
 	readAll(t, silent)
-	dialled.rest()
 }
 
 // A preface that waits for its verdict is closed too; the verdict finds nobody.
@@ -329,5 +329,36 @@ func TestOrders(t *testing.T) {
 	}
 	if !slices.Equal(wires, []uint32{1, 2, 3, 4, 5}) || byPatience(nil) != nil {
 		t.Errorf("waiting in the order %v", wires)
+	}
+}
+
+// A LocalConn between two attempts has no place in the epoll set; the one that it
+// had may be another's.
+func TestFreezeBetweenAttempts(t *testing.T) {
+	e := idleEngine(t, 1)
+	l := e.loops[0]
+	sh := l.openPool(ClientSide)
+	dialling, _ := l.member(t, sh, proxyIdle)
+	idle, _ := l.member(t, sh, proxyIdle)
+	l.release(idle)
+	full, take := fullUnix(t)
+	_ = take
+	sh.targets[linkWire] = target{full, e.tunnel(linkTunnel)}
+	dialling.idleAt = -1
+	if !l.receiveStart(dialling, 1, startFrame(1, linkWire)[frame.HeaderSize:]) {
+		t.Fatal("START was refused")
+	}
+	c := dialling.stream.front
+	if c.fd >= 0 || c.timer.pos == 0 {
+		t.Fatalf("connected at once: %+v", c)
+	}
+	c.slot = idle.slot
+	s := e.surrender()
+	defer s.Close()
+	if len(s.Conns) != 1 || !s.Conns[0].Idle || len(s.Streams) != 1 || s.Streams[0].Front.Dial == nil || s.Streams[0].Front.Socket != -1 {
+		t.Fatalf("frozen %+v", s)
+	}
+	if l.poll.slots[idle.slot].h != nil {
+		t.Fatal("the idle conn was left behind")
 	}
 }

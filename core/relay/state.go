@@ -3,6 +3,8 @@ package relay
 import (
 	"net/netip"
 	"time"
+
+	"github.com/cproxy/cproxy/core/frame"
 )
 
 // State is all that a frozen engine held: what another one, in this process or
@@ -22,7 +24,7 @@ type State struct {
 	Pools     []PoolState
 	Tunnels   []TunnelState
 	Listeners []ListenerState
-	Conns     []ConnState    // ProxyConns without a stream; of a pool, the ones used last stand last
+	Conns     []ConnState    // ProxyConns without a stream; of the idle ones of a pool, the ones used last stand last
 	Streams   []StreamState  // in no order
 	Waiting   []WaitingState // who will be served first stands first
 }
@@ -84,19 +86,21 @@ type RawState struct {
 	SocketState
 	EndRead bool       // the peer's FIN was read and passed on
 	FinSent bool       // and this side's was sent
-	Dial    *DialState // nil unless it is still to be dialled; then there is no socket yet
+	Dial    *DialState // nil once it is connected
 }
 
-// DialState is a LocalConn that was being dialled. It is dialled again from
-// the first address.
+// DialState is a LocalConn that is being dialled. There is no socket while the
+// next attempt at an address has to wait.
 type DialState struct {
 	Target      Target
+	Next        int            // the address in Target that is being tried
 	Destination netip.AddrPort // what a PROXY header names
-	Left        time.Duration  // for the first address
+	Left        time.Duration  // for that address
 }
 
-// ConnState is a ProxyConn whose preface and READY have passed: idle, carrying
-// a stream, or waiting for the other side to end one that has ended here.
+// ConnState is a ProxyConn: idle, carrying a stream, waiting for the other side
+// to end one that has ended here or, on the client, for READY, behind which the
+// server may have sent a visitor's START already.
 type ConnState struct {
 	SocketState
 	Pool     int // in State.Pools
@@ -106,7 +110,14 @@ type ConnState struct {
 	Carried  bool          // a stream, ever
 	Retire   bool          // to be closed after its stream (server), or RETIRE was sent (client)
 	Missed   uint8         // heartbeats in a row
-	Left     time.Duration // for the other side to end the stream; 0: not counted yet
+	Left     time.Duration // for the end of the stream, or for READY, to come; 0: not counted yet
+	Opening  *OpeningState // nil once READY has come
+}
+
+// OpeningState is what a Dial that is under way said.
+type OpeningState struct {
+	Ref   uint64
+	Ready [frame.ReadySize]byte
 }
 
 // ExchangeState is how far the current or last stream of a ProxyConn has got.
