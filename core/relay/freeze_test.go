@@ -341,8 +341,7 @@ func TestFreezeBetweenAttempts(t *testing.T) {
 	dialling, _ := l.member(t, sh, proxyIdle)
 	idle, _ := l.member(t, sh, proxyIdle)
 	l.release(idle)
-	full, take := fullUnix(t)
-	_ = take
+	full, _ := fullUnix(t)
 	sh.targets[linkWire] = target{full, e.tunnel(linkTunnel)}
 	dialling.idleAt = -1
 	if !l.receiveStart(dialling, 1, startFrame(1, linkWire)[frame.HeaderSize:]) {
