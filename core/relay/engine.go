@@ -22,17 +22,18 @@ type Engine struct {
 	conns    atomic.Int64 // PublicConns of all tunnels
 	turn     atomic.Uint32
 	outbox   *outbox
+	freezing chan struct{} // closed by Freeze
 
-	mu      sync.Mutex // guards the maps; never held over I/O other than bind
+	mu      sync.Mutex // guards what follows, and tunnel.before; never held over I/O other than bind
 	pools   map[PoolID]*pool
 	tunnels map[TunnelID]*tunnel
 	leaving leaving
-	ended   bool
+	ended   bool // takes no more commands
 }
 
 // New makes an engine; it opens and starts nothing.
 func New(o Options) *Engine {
-	e := &Engine{pools: make(map[PoolID]*pool), tunnels: make(map[TunnelID]*tunnel), outbox: newOutbox()}
+	e := &Engine{pools: make(map[PoolID]*pool), tunnels: make(map[TunnelID]*tunnel), outbox: newOutbox(), freezing: make(chan struct{})}
 	e.settings.Store(&o.Settings)
 	for i := range max(o.Loops, 1) {
 		e.loops = append(e.loops, newLoop(e, i))
@@ -44,12 +45,23 @@ func New(o Options) *Engine {
 func (e *Engine) Loops() int { return len(e.loops) }
 
 // Submit passes a command to the loops. It never waits for them; only Listen
-// does system calls on the caller's thread. After Run has returned, and until
-// it has been called, commands are kept or dropped without effect.
-func (e *Engine) Submit(c Command) { c.submit(e) }
+// and Adopt do system calls on the caller's thread. Until Run is called
+// commands are kept; after a Freeze, and once Run has returned, they are dropped
+// without effect, and what they own is closed.
+func (e *Engine) Submit(c Command) {
+	e.mu.Lock()
+	ended := e.ended
+	e.mu.Unlock()
+	if !ended {
+		c.submit(e)
+	} else if d, ok := c.(discarder); ok {
+		d.discard()
+	}
+}
 
 // Events delivers what happened, in batches; it is closed when Run returns,
-// behind a last batch with what ended with the engine. The batch belongs to
+// behind a last batch with what ended with the engine, or with Frozen at its
+// end. The batch belongs to
 // the receiver. When nobody reads, reports beyond maxEvents (of streams and
 // conns that ended, say) are dropped and counted (see EventsDropped).
 func (e *Engine) Events() <-chan []Event { return e.outbox.ch }
@@ -57,8 +69,9 @@ func (e *Engine) Events() <-chan []Event { return e.outbox.ch }
 // EventsDropped is how many events were dropped because nobody read them.
 func (e *Engine) EventsDropped() uint64 { return e.outbox.dropped.Load() }
 
-// Run runs the loops until ctx is done. It then closes every descriptor, ends
-// streams with RST, and returns when all goroutines it started have ended.
+// Run runs the loops until ctx is done or Freeze comes. It then closes every
+// descriptor, ends streams with RST, or hands all of it over by Frozen, and
+// returns when all goroutines it started have ended.
 func (e *Engine) Run(ctx context.Context) error {
 	if err := e.open(); err != nil {
 		e.outbox.finish()
@@ -72,16 +85,24 @@ func (e *Engine) Run(ctx context.Context) error {
 	var delivery sync.WaitGroup
 	delivery.Go(func() { e.outbox.deliver(delivering) })
 
-	<-ctx.Done()
+	select {
+	case <-ctx.Done():
+	case <-e.freezing:
+	}
+	frozen := ctx.Err() == nil
 	e.broadcast(func() message { return stop{} })
 	loops.Wait()
 	e.end()
+	var last []Event
+	if frozen {
+		last = append(last, Frozen{State: e.surrender()})
+	}
 	for _, l := range e.loops {
 		l.closeAll()
 	}
 	stopDelivering()
 	delivery.Wait()
-	e.outbox.finish()
+	e.outbox.finish(last...)
 	return nil
 }
 
@@ -102,7 +123,7 @@ func (e *Engine) open() error {
 	return nil
 }
 
-// end makes Listen keep nothing any more: no loop would close it.
+// end makes Listen and Adopt keep nothing any more: no loop would close it.
 func (e *Engine) end() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -130,6 +151,10 @@ type pool struct {
 	heartbeat time.Duration
 	cells     []poolCell
 	targets   map[uint32]*tunnel // of the client, by the id in START; under Engine.mu
+}
+
+func newPool(id PoolID, side Side, heartbeat time.Duration, loops int) *pool {
+	return &pool{id: id, side: side, heartbeat: heartbeat, cells: make([]poolCell, loops), targets: make(map[uint32]*tunnel)}
 }
 
 // poolCell is written by one loop and read by all; padded to a cache line.
@@ -195,6 +220,8 @@ type tunnel struct {
 	rates rates
 	cells []tunnelCell
 	uses  uses
+	// before is what was counted before an Adopt. Engine.mu guards it.
+	before TunnelStats
 }
 
 // tunnelCell counts for one tunnel in one loop, its only writer.
@@ -229,19 +256,25 @@ func (e *Engine) Stats() []TunnelStats {
 	e.forgetLeft()
 	all := make([]TunnelStats, 0, len(e.tunnels))
 	for _, t := range e.tunnels {
-		s := TunnelStats{Tunnel: t.id}
-		for i := range t.cells {
-			c := &t.cells[i]
-			s.Opened += c.opened.Load()
-			s.Ended += c.ended.Load()
-			s.Refused += c.refused.Load()
-			s.Up += c.up.Load()
-			s.Down += c.down.Load()
-			s.Throttled += c.throttled.Load()
-		}
-		all = append(all, s)
+		all = append(all, t.stats())
 	}
 	return all
+}
+
+// stats sums the counters; Engine.mu is held.
+func (t *tunnel) stats() TunnelStats {
+	s := t.before
+	s.Tunnel = t.id
+	for i := range t.cells {
+		c := &t.cells[i]
+		s.Opened += c.opened.Load()
+		s.Ended += c.ended.Load()
+		s.Refused += c.refused.Load()
+		s.Up += c.up.Load()
+		s.Down += c.down.Load()
+		s.Throttled += c.throttled.Load()
+	}
+	return s
 }
 
 func (c OpenPool) submit(e *Engine) {
@@ -249,7 +282,7 @@ func (c OpenPool) submit(e *Engine) {
 	p := e.pools[c.Pool]
 	known := p != nil
 	if !known {
-		p = &pool{id: c.Pool, side: c.Side, heartbeat: c.Heartbeat, cells: make([]poolCell, len(e.loops)), targets: make(map[uint32]*tunnel)}
+		p = newPool(c.Pool, c.Side, c.Heartbeat, len(e.loops))
 		e.pools[c.Pool] = p
 	}
 	e.mu.Unlock()

@@ -94,6 +94,12 @@ type Exhausted struct {
 	Err error
 }
 
+// Frozen answers Freeze: all that the engine held. It is the last event, and
+// whoever receives it owns the descriptors of State.
+type Frozen struct {
+	State *State
+}
+
 func (Listening) event()       {}
 func (Unlistened) event()      {}
 func (PrefaceReceived) event() {}
@@ -105,6 +111,7 @@ func (Needed) event()          {}
 func (StreamEnded) event()     {}
 func (Refused) event()         {}
 func (Exhausted) event()       {}
+func (Frozen) event()          {}
 
 // Reason tells why a stream or a conn ended; each ends for exactly one.
 type Reason uint8

@@ -28,6 +28,14 @@ type bucket struct {
 	arrival atomic.Int64 // loop time
 }
 
+// perSecond is the rate in bytes; 0 for a nil bucket.
+func (b *bucket) perSecond() int64 {
+	if b == nil {
+		return 0
+	}
+	return b.rate
+}
+
 // newBucket gives a full bucket, or nil for no limit.
 func newBucket(rate int64) *bucket {
 	if rate <= 0 {

@@ -26,10 +26,14 @@ const messagesLast = 5 * time.Millisecond
 // CPU time of short connections.
 const reportPause = 10 * time.Millisecond
 
+// longAgo is more than the age of any stream, so that one that was adopted
+// began after the epoch: the loop clock is positive throughout.
+const longAgo = 10 * 365 * 24 * time.Hour
+
 // epoch is what the loop clock counts from; only differences matter.
 //
 //nolint:gochecknoglobals // a constant in all but syntax
-var epoch = time.Now()
+var epoch = time.Now().Add(-longAgo)
 
 // loop is one event loop. Only its own thread touches it, but for inbox.
 type loop struct {
@@ -56,7 +60,8 @@ type work struct {
 	due      int64     // when the events are to be told; 0 without any
 	messages []message // spare list for the inbox
 	message  int64     // when a stream without bulk moved last
-	stopping bool
+	halted   bool      // makes no more turns
+	stopping bool      // ends all that it holds
 }
 
 func newLoop(e *Engine, id int) *loop {
@@ -78,7 +83,7 @@ func (l *loop) open() error {
 func (l *loop) run() {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	for !l.work.stopping {
+	for !l.work.halted {
 		l.turn()
 	}
 }
@@ -120,13 +125,15 @@ func (l *loop) patience() time.Duration {
 	return max(0, time.Duration(when-int64(time.Since(epoch))))
 }
 
-func (l *loop) applyMessages() {
+// applyMessages tells whether there were any.
+func (l *loop) applyMessages() bool {
 	list := l.inbox.take(l.work.messages)
 	for i, m := range list {
 		m.apply(l)
 		list[i] = nil
 	}
 	l.work.messages = list[:0]
+	return len(list) > 0
 }
 
 // queued is what can wait for a slice of the loop's time: a stream, or a conn
@@ -189,10 +196,11 @@ func (l *loop) after(d time.Duration) int64 { return l.now + int64(d) }
 
 func (l *loop) settings() *Settings { return l.engine.settings.Load() }
 
-// stop ends a loop.
+// stop makes this turn of a loop its last. What it holds stays, for closeAll or
+// for Freeze.
 type stop struct{}
 
-func (stop) apply(l *loop) { l.work.stopping = true }
+func (stop) apply(l *loop) { l.work.halted = true }
 
 // closeAll ends everything that a stopped loop holds, messages included.
 func (l *loop) closeAll() {
@@ -233,7 +241,7 @@ func (l *loop) discardAll() {
 	}
 }
 
-// discarder is a message that owns a descriptor.
+// discarder is a message, or a command, that owns a descriptor.
 type discarder interface {
 	discard()
 }

@@ -127,12 +127,12 @@ func (o *outbox) deliver(ctx context.Context) {
 	}
 }
 
-// finish leaves what was not delivered to a reader that still reads, and waits
-// for none. deliver has returned, so this is the only sender: there is room for
-// one batch.
-func (o *outbox) finish() {
+// finish leaves what was not delivered, and events behind it, to a reader that
+// still reads, and waits for none. deliver has returned, so this is the only
+// sender: there is room for one batch.
+func (o *outbox) finish(events ...Event) {
 	o.mu.Lock()
-	last := o.list
+	last := append(o.list, events...)
 	o.list = nil
 	o.mu.Unlock()
 	select {

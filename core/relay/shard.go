@@ -53,7 +53,13 @@ type openShard struct{ pool *pool }
 type closeShard ClosePool
 
 func (m openShard) apply(l *loop) {
-	l.shards[m.pool.id] = &shard{pool: m.pool, members: make(map[*proxyConn]struct{}), targets: make(map[uint32]target)}
+	if sh := l.shards[m.pool.id]; sh == nil || sh.pool != m.pool { // else Adopt was quicker
+		l.shards[m.pool.id] = newShard(m.pool)
+	}
+}
+
+func newShard(p *pool) *shard {
+	return &shard{pool: p, members: make(map[*proxyConn]struct{}), targets: make(map[uint32]target)}
 }
 
 func (m closeShard) apply(l *loop) {

@@ -133,8 +133,7 @@ func (l *loop) sendFramed(s *stream, slice int) (more bool) {
 		}
 		tx := l.sending(s.bulkUp)
 		b := tx[frame.HeaderSize:]
-		b = b[:min(most, len(b))]
-		n, eof, failed := c.read(b)
+		n, eof, failed := c.read(b[:min(most, len(b))])
 		switch {
 		case failed:
 			l.endStream(s, PeerReset)
@@ -183,8 +182,7 @@ func (l *loop) copyBare(s *stream, from, to *rawConn, slice int) (more bool) {
 			}
 		}
 		b := l.sending(*bulk)[frame.HeaderSize:]
-		b = b[:min(most, len(b))]
-		n, eof, failed := from.read(b)
+		n, eof, failed := from.read(b[:min(most, len(b))])
 		switch {
 		case failed:
 			l.endStream(s, PeerReset)

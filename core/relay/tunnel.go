@@ -64,11 +64,17 @@ func (e *Engine) targeted(id PoolID, wire uint32, to TunnelID) *tunnel {
 	if p == nil {
 		return nil
 	}
-	t, before := e.tunnel(to), p.targets[wire]
+	t := e.tunnel(to)
+	e.target(p, wire, t)
+	return t
+}
+
+// target makes an id in START mean a tunnel. The caller holds Engine.mu.
+func (e *Engine) target(p *pool, wire uint32, t *tunnel) {
+	before := p.targets[wire]
 	t.uses.targets++
 	p.targets[wire] = t
 	e.untarget(before)
-	return t
 }
 
 func (e *Engine) untargeted(id PoolID, wire uint32) {
@@ -149,10 +155,10 @@ func (t *tunnel) busy() bool {
 	if t.conns.Load() > 0 {
 		return true
 	}
+	ended, opened := t.before.Ended, t.before.Opened
 	for i := range t.cells {
-		if ended := t.cells[i].ended.Load(); ended != t.cells[i].opened.Load() {
-			return true
-		}
+		ended += t.cells[i].ended.Load()
+		opened += t.cells[i].opened.Load()
 	}
-	return false
+	return ended != opened
 }

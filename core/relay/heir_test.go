@@ -1,0 +1,428 @@
+package relay
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"reflect"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cproxy/cproxy/core/frame"
+)
+
+// The process that takes over is this test binary once more; the variable says
+// whether it adopts what it is sent.
+const (
+	heirEnv    = "RELAY_TEST_HEIR"
+	heirAdopts = "adopts"
+	heirLeaves = "leaves"
+)
+
+// otherPool is a pool whose visitors wait; otherTunnel is theirs.
+const (
+	otherPool   PoolID   = 8
+	otherTunnel TunnelID = 4
+)
+
+// TestHeirProcess is what that process runs: an engine that goes on with what
+// comes over descriptor 3, until its standard input ends. It says what happens.
+func TestHeirProcess(t *testing.T) {
+	what := os.Getenv(heirEnv)
+	if what == "" {
+		t.Skip("runs in a process of its own, see TestHandOverToProcess")
+	}
+	s, err := receiveState(3)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if what == heirLeaves {
+		fmt.Println("received")
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		return
+	}
+	var f *fixture
+	f = startEngine(t, 3, DefaultSettings(), func(ev Event) {
+		switch ev := ev.(type) {
+		case PrefaceReceived:
+			f.admitTo(ev)
+		case Needed:
+			fmt.Println("needed", ev.Pool)
+		case StreamEnded:
+			fmt.Println("ended", ev.Reason)
+		case ConnClosed:
+			if ev.Reason != Stopped {
+				fmt.Printf("unexpected %+v\n", ev)
+			}
+		case Refused, DialFailed, Exhausted:
+			fmt.Printf("unexpected %T%+v\n", ev, ev)
+		}
+	})
+	f.Submit(Adopt{s})
+	f.passed()
+	fmt.Println("adopted")
+	_, _ = io.Copy(io.Discard, os.Stdin)
+}
+
+// admitTo parks a conn in the pool that its Control has here.
+func (f *fixture) admitTo(ev PrefaceReceived) {
+	p, err := frame.ParsePreface(ev.Preface)
+	if err != nil || p.Verify(ev.Preface, linkKey, frame.Exporter{}) != nil {
+		f.Submit(Close{Conn: ev.Conn})
+		return
+	}
+	pool := linkPool
+	if p.ControlID == uint64(otherPool) {
+		pool = otherPool
+	}
+	f.Submit(Park{Conn: ev.Conn, Pool: pool, Ready: p.Ready(linkKey, frame.Exporter{})})
+}
+
+// heir is that process seen from outside.
+type heir struct {
+	*exhausted          // for the lines that it says
+	odd        []string // of them, for who has waited in leave
+	leave      func()   // ends it
+}
+
+// startHeir starts it and hands a State over; nothing of it stays here.
+func startHeir(t *testing.T, what string, s *State) *heir {
+	t.Helper()
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ours, theirs := pair[0], os.NewFile(uintptr(pair[1]), "parcel")
+	defer closefd(ours)
+	ctx, cancel := context.WithTimeout(context.Background(), 3*patience)
+	cmd := exec.CommandContext(ctx, os.Args[0], "-test.run=^TestHeirProcess$", "-test.v")
+	cmd.Env = append(os.Environ(), heirEnv+"="+what)
+	cmd.ExtraFiles = []*os.File{theirs}
+	cmd.Stderr = os.Stderr
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	theirs.Close()
+	h := &heir{exhausted: &exhausted{tb: t, lines: make(chan string, 4096)}}
+	var reading sync.WaitGroup
+	reading.Go(func() {
+		defer close(h.lines)
+		for in := bufio.NewScanner(stdout); in.Scan(); {
+			if strings.HasPrefix(in.Text(), "unexpected") {
+				h.odd = append(h.odd, in.Text())
+			}
+			h.lines <- in.Text()
+		}
+	})
+	h.leave = sync.OnceFunc(func() {
+		defer cancel()
+		stdin.Close()
+		reading.Wait()
+		if err := cmd.Wait(); err != nil {
+			t.Errorf("the heir: %v", err)
+		}
+	})
+	t.Cleanup(h.leave)
+	if err := sendState(ours, s); err != nil {
+		t.Fatal(err)
+	}
+	s.Close()
+	return h
+}
+
+// handover is what goes on while an engine is handed over to another process.
+type handover struct {
+	*link
+	t       *testing.T
+	local   *local
+	handing chan struct{} // closed when the engine is about to be handed over
+	stop    chan struct{} // ends the ping-pong
+	rounds  []atomic.Int64
+	running sync.WaitGroup
+	idle    [][2]*net.TCPConn
+	stalled [][2]*net.TCPConn
+	sent    []int64 // to the stalled ones
+	streams int
+}
+
+// connect gives both ends of a new stream.
+func (s *handover) connect() (visitor, service *net.TCPConn) {
+	s.t.Helper()
+	s.streams++
+	visitor = dialTCP(s.t, s.public)
+	return visitor, s.local.take(s.t)
+}
+
+// also runs something that must not fail.
+func (s *handover) also(run func() error) {
+	s.running.Go(func() {
+		if err := run(); err != nil {
+			s.t.Error(err)
+		}
+	})
+}
+
+// begin has idle streams, some that stall with bytes in every buffer and pipe,
+// ping-pong and bulk both ways.
+func (s *handover) begin(handed *fixture) {
+	s.t.Helper()
+	for range 20 {
+		visitor, service := s.connect()
+		s.idle = append(s.idle, [2]*net.TCPConn{visitor, service})
+	}
+	for i := uint64(0); i < 2 || !handed.lends() && i < 20; i++ {
+		from, to := s.connect()
+		if i%2 == 1 {
+			from, to = to, from
+		}
+		s.stalled = append(s.stalled, [2]*net.TCPConn{from, to})
+		s.sent = append(s.sent, int64(fill(s.t, from, content(i))))
+	}
+	for i := range s.rounds {
+		visitor, service := s.connect()
+		s.also(func() error { echo(service); return nil })
+		s.also(func() error { return s.pingPong(visitor, &s.rounds[i]) })
+	}
+	for i := range uint64(4) {
+		visitor, service := s.connect()
+		s.bulk(visitor, service, 100+i)
+		s.bulk(service, visitor, 200+i)
+	}
+	s.pingPongGoesOn()
+}
+
+// lends tells whether bytes wait in a pipe of the engine.
+func (f *fixture) lends() (any bool) {
+	f.tb.Helper()
+	for i := range f.loops {
+		f.inLoop(i, func(l *loop) { any = any || l.pipes.open > len(l.pipes.spare) })
+	}
+	return any
+}
+
+// bulk sends a content, the second half of it while the engine is handed over.
+func (s *handover) bulk(from, to *net.TCPConn, number uint64) {
+	const half = 6 << 20
+	s.also(func() error {
+		in := content(number)
+		if _, err := io.CopyN(from, in, half); err != nil {
+			return fmt.Errorf("first half of bulk: %w", err)
+		}
+		<-s.handing
+		if _, err := io.CopyN(from, in, half); err != nil {
+			return fmt.Errorf("second half of bulk: %w", err)
+		}
+		<-s.stop
+		return from.CloseWrite()
+	})
+	s.also(func() error { return wantContent(to, number, 2*half) })
+}
+
+func (s *handover) pingPong(c *net.TCPConn, rounds *atomic.Int64) error {
+	for {
+		message := fmt.Sprint("round ", rounds.Load(), " of ", c.LocalAddr())
+		if _, err := io.WriteString(c, message); err != nil {
+			return fmt.Errorf("ping: %w", err)
+		}
+		if got := readFull(c, make([]byte, len(message))); got != message {
+			return fmt.Errorf("pong %q, want %q", got, message)
+		}
+		rounds.Add(1)
+		select {
+		case <-s.stop:
+			if err := c.CloseWrite(); err != nil {
+				return err
+			}
+			if rest, err := io.ReadAll(c); err != nil || len(rest) > 0 {
+				return fmt.Errorf("after the last pong: %q, %w", rest, err)
+			}
+			return nil
+		default:
+		}
+	}
+}
+
+// pingPongGoesOn returns when every ping-pong has made more rounds.
+func (s *handover) pingPongGoesOn() {
+	s.t.Helper()
+	for i := range s.rounds {
+		from := s.rounds[i].Load()
+		eventually(s.t, "ping-pong goes on", func() bool { return s.rounds[i].Load() >= from+10 || s.t.Failed() })
+	}
+}
+
+// finish ends every stream and wants all bytes to have come.
+func (s *handover) finish() {
+	s.t.Helper()
+	for i, c := range s.stalled {
+		s.also(func() error { return errors.Join(c[0].CloseWrite(), c[1].CloseWrite()) })
+		s.also(func() error { return wantContent(c[1], uint64(i), s.sent[i]) })
+	}
+	for _, c := range s.idle {
+		say(s.t, c[0], "awake")
+		hear(s.t, c[1], "awake")
+		say(s.t, c[1], "too")
+		closeWrite(s.t, c[1])
+		wantRest(s.t, c[0], "too")
+		closeWrite(s.t, c[0])
+		wantRest(s.t, c[1], "")
+	}
+	s.pingPongGoesOn()
+	close(s.stop)
+	s.running.Wait()
+}
+
+// frozen wants a State to hold all that is on the scene.
+func (s *handover) frozen(f *fixture) *State {
+	s.t.Helper()
+	close(s.handing)
+	state := f.freeze()
+	if len(state.Streams) != s.streams {
+		s.t.Errorf("%d streams, want %d", len(state.Streams), s.streams)
+	}
+	pipes, all := 0, 0
+	for _, n := range withPipes(*state) {
+		pipes += n
+	}
+	eachDescriptor(reflect.ValueOf(state).Elem(), func(*Descriptor) { all++ })
+	state.each(func(Descriptor) { all-- })
+	if pipes == 0 || all != 0 {
+		s.t.Errorf("%d pipes with bytes, %d descriptors that Close does not know", pipes, all)
+	}
+	if _, open := <-f.Events(); open {
+		s.t.Error("the old engine still tells")
+	}
+	return state
+}
+
+// A live engine goes on in another process, in the middle of everything.
+func TestHandOverToProcess(t *testing.T) {
+	for _, side := range []string{"server", "client"} {
+		t.Run(side, func(t *testing.T) {
+			local := localServer(t, nil)
+			s := &handover{t: t, local: local, handing: make(chan struct{}), stop: make(chan struct{}), rounds: make([]atomic.Int64, 16)}
+			s.link = startLink(t, linkOptions{loops: 2, supply: true, conns: 20 + 2 + 16 + 4 + 5, target: local.target})
+			s.client.Submit(OpenPool{Pool: otherPool, Side: ClientSide, MaxIdle: -1})
+			s.client.Submit(SetTarget{Pool: otherPool, Wire: linkWire, Tunnel: otherTunnel, Target: local.target})
+			s.server.Submit(OpenPool{Pool: otherPool, Side: ServerSide, MaxIdle: -1})
+			other := s.server.listen(otherTunnel, ToPool{Pool: otherPool, Wire: linkWire})
+			handed, stays := s.server.fixture, s.client.fixture
+			if side == "client" {
+				handed, stays = stays, handed
+			}
+			s.begin(handed)
+			waiting := dialTCP(t, other)
+			say(t, waiting, "waiting")
+			awaitThat(s.server.fixture, func(ev Needed) bool { return ev.Pool == otherPool })
+			state := s.frozen(handed)
+			queued := dialTCP(t, s.public)
+			say(t, queued, "queued")
+			h := startHeir(t, heirAdopts, state)
+			h.await("adopted")
+			hear(t, local.take(t), "queued")
+			if side == "server" {
+				if h.await("needed ") != "8" {
+					t.Error("needed for another pool")
+				}
+				p := frame.Preface{Mode: frame.Plain, ControlID: uint64(otherPool), Epoch: 1, ProxyID: 1}
+				s.client.Submit(Dial{
+					Pool: otherPool, Ref: 1, Address: s.server.proxy,
+					Preface: p.Seal(linkKey, frame.Exporter{}), Ready: p.Ready(linkKey, frame.Exporter{}),
+				})
+				hear(t, local.take(t), "waiting")
+			}
+			s.finish()
+			for range s.streams {
+				if ev := await[StreamEnded](stays); ev.Reason != Done {
+					t.Errorf("ended with %+v", ev)
+				}
+				if why := h.await("ended "); why != "done" {
+					t.Errorf("ended in the heir: %s", why)
+				}
+			}
+			drop(queued, waiting)
+			h.leave()
+			if len(h.odd) > 0 {
+				t.Errorf("the heir told: %v", h.odd)
+			}
+		})
+	}
+}
+
+// A State that nobody adopts ends its streams by a reset, whoever had it last:
+// a process that leaves, or the kernel with a message that nobody reads.
+func TestHandOverToNobody(t *testing.T) {
+	for name, lose := range map[string]func(t *testing.T, s *State){
+		"the heir leaves": func(t *testing.T, s *State) {
+			t.Helper()
+			h := startHeir(t, heirLeaves, s)
+			h.await("received")
+			h.leave()
+		},
+		"nobody reads": func(t *testing.T, s *State) {
+			t.Helper()
+			pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := sendState(pair[0], s); err != nil {
+				t.Fatal(err)
+			}
+			s.Close()
+			closefd(pair[0])
+			closefd(pair[1])
+		},
+		"closed": func(_ *testing.T, s *State) { s.Close() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			local := localServer(t, nil)
+			k := startLink(t, linkOptions{loops: 2, conns: 3, target: local.target})
+			k.server.Submit(OpenPool{Pool: otherPool, Side: ServerSide, MaxIdle: -1})
+			var all []*net.TCPConn
+			for range 3 {
+				visitor := dialTCP(t, k.public)
+				all = append(all, visitor, local.take(t))
+			}
+			say(t, all[0], "the first half")
+			hear(t, all[1], "the first half")
+			closeWrite(t, all[3]) // a LocalServer that had said all
+			wantRest(t, all[2], "")
+			waiting := dialTCP(t, k.server.listen(otherTunnel, ToPool{Pool: otherPool}))
+			awaitThat(k.server.fixture, func(ev Needed) bool { return ev.Pool == otherPool })
+			lose(t, k.server.freeze())
+			for i, c := range []*net.TCPConn{all[0], all[1], all[3], all[4], all[5], waiting} {
+				if got := wantReset(t, c); got != "" {
+					t.Errorf("conn %d was sent %q", i, got)
+				}
+			}
+			wantBroken(t, all[2])
+			if c, err := net.DialTCP("tcp", nil, net.TCPAddrFromAddrPort(k.public)); !errors.Is(err, syscall.ECONNREFUSED) {
+				drop(c)
+				t.Errorf("the listener is still there: %v", err)
+			}
+			for range 3 {
+				if ev := await[StreamEnded](k.client.fixture); ev.Reason != ProxyLost {
+					t.Errorf("ended with %+v", ev)
+				}
+			}
+		})
+	}
+}
