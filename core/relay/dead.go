@@ -110,8 +110,10 @@ func (l *loop) dead(k *socket, blocked bool) bool {
 	return waiting >= limit && silenceOf(k.fd).reaches(limit)
 }
 
-// capTries bounds the interval of retransmissions and window probes. Older
-// kernels, and unix sockets, know no such option.
+// capTries bounds the interval of retransmissions and window probes, from then on
+// and for good. TCP itself then gives up after two minutes and a half instead of a
+// quarter of an hour (15 tries, tcp_retries2). Older kernels, and unix sockets,
+// know no such option.
 func capTries(fd int, most time.Duration) {
 	most = min(max(most, shortestCap), longestTry)
 	_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_RTO_MAX_MS, int(most.Milliseconds()))
