@@ -48,6 +48,13 @@ func (c Adopt) submit(e *Engine) {
 	for i := range s.Pools {
 		a.pools[i] = e.adoptPool(&s.Pools[i], &a)
 	}
+	// Counted here and not in the loops: whichever accepts first knows of all.
+	for i := range s.Streams {
+		a.count(e, &s.Streams[i], 1)
+	}
+	for i := range s.Waiting {
+		a.countPublic(e, s.Waiting[i].Tunnel, 1)
+	}
 	for i, part := range s.deal(len(e.loops)) {
 		mine := a
 		mine.part = part
@@ -237,6 +244,28 @@ func (m *adoption) tunnel(i int) *tunnel {
 		return nil
 	}
 	return m.tunnels[i]
+}
+
+// count adds n for a stream that counts against the limits on connections.
+func (m *adoption) count(e *Engine, r *StreamState, n int64) {
+	if r.Conn == nil || m.side(r.Conn.Pool) == ServerSide {
+		m.countPublic(e, r.Tunnel, n)
+	}
+}
+
+func (m *adoption) countPublic(e *Engine, of int, n int64) {
+	if t := m.tunnel(of); t != nil {
+		t.conns.Add(n)
+		e.conns.Add(n)
+	}
+}
+
+// side tells which end of its ProxyConns a pool is; 0 when there is no such pool.
+func (m *adoption) side(pool int) Side {
+	if pool < 0 || pool >= len(m.pools) || m.pools[pool].pool == nil {
+		return 0
+	}
+	return m.pools[pool].pool.side
 }
 
 // tunnelID and poolID are what an event says about a record; 0 when State does

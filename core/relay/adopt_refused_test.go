@@ -186,7 +186,7 @@ func emptyPipe(bytes int) *PipeState {
 }
 
 // adoptedAndFrozen gives what an engine told while it took over what it was
-// given before Run, and closes what it has.
+// given before Run, and closes what it has. It counts the PublicConns in that.
 func adoptedAndFrozen(t *testing.T, e *Engine) (told []Event) {
 	t.Helper()
 	e.Submit(Freeze{})
@@ -196,7 +196,17 @@ func adoptedAndFrozen(t *testing.T, e *Engine) (told []Event) {
 	for batch := range e.Events() {
 		told = append(told, batch...)
 	}
-	told[len(told)-1].(Frozen).State.Close()
+	s := told[len(told)-1].(Frozen).State
+	public := len(s.Waiting)
+	for _, r := range s.Streams {
+		if r.Conn == nil || s.Pools[r.Conn.Pool].Side == ServerSide {
+			public++
+		}
+	}
+	if n := e.conns.Load(); n != int64(public) {
+		t.Errorf("%d PublicConns counted of %d", n, public)
+	}
+	s.Close()
 	return slices.DeleteFunc(told[:len(told)-1], func(ev Event) bool { _, is := ev.(Needed); return is })
 }
 
@@ -220,10 +230,14 @@ func TestAdoptOnce(t *testing.T) {
 	late := newRecord(t)
 	e.Submit(Adopt{&late.State})
 	e.Submit(Adopt{})
-	if late.lost() != len(late.theirs) || late.Conns != nil {
-		t.Error("an engine that has ended did not close what it was given")
+	overtaken := newRecord(t)
+	Adopt{&overtaken.State}.submit(e) // as if it had ended after Submit looked
+	for _, r := range []*record{late, overtaken} {
+		if r.lost() != len(r.theirs) || r.Conns != nil {
+			t.Error("an engine that has ended did not close what it was given")
+		}
 	}
-	if n := descriptors(t) - len(r.theirs) - len(late.theirs); n != before {
+	if n := descriptors(t) - 3*len(r.theirs); n != before {
 		t.Errorf("%d descriptors, %d before", n, before)
 	}
 }
@@ -308,4 +322,21 @@ func (r *record) scramble(data *[]byte) {
 	}
 	conn(&r.Conns[0])
 	r.Waiting[0].Pool, r.Waiting[0].Tunnel, r.Listeners[0].Tunnel = next()%2, next()%2, next()%2
+}
+
+// A pool that Adopt made known before OpenPool reached the loop keeps what it
+// has.
+func TestAdoptBeforeOpenPool(t *testing.T) {
+	e := idleEngine(t, 1)
+	l := e.loops[0]
+	r := newRecord(t)
+	r.Waiting[0].Socket.discard()
+	r.Waiting = nil
+	e.Submit(Adopt{&r.State})
+	l.once()
+	sh := l.shards[7]
+	openShard{sh.pool}.apply(l)
+	if l.shards[7] != sh || len(sh.idle) != 1 {
+		t.Fatal("the pool was opened anew")
+	}
 }

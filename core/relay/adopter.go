@@ -30,8 +30,6 @@ func (a *adopter) waiting(r *WaitingState) {
 		return
 	}
 	c := &rawConn{socket: socket{fd: int(r.Socket), canWrite: true}, state: rawWaiting, public: true, tunnel: t, source: newOrigin(r.Source)}
-	t.conns.Add(1)
-	l.engine.conns.Add(1)
 	if !c.register(l) {
 		l.refuse(c, NoDescriptors)
 		return
@@ -87,10 +85,6 @@ func (a *adopter) stream(r *StreamState) {
 			orderlyClose(c.fd)
 		}
 	}
-	if s.front.public {
-		s.tunnel.conns.Add(1)
-		l.engine.conns.Add(1)
-	}
 	if s.proxy != nil {
 		s.proxy.stream = s
 	}
@@ -113,11 +107,11 @@ func (a *adopter) join(r *StreamState) (s *stream, why Reason) {
 	}
 	public := true
 	if r.Conn != nil {
-		sh := a.shard(r.Conn.Pool)
-		if sh == nil {
+		side := a.side(r.Conn.Pool)
+		if side == 0 {
 			return nil, Cut
 		}
-		public = sh.pool.side == ServerSide
+		public = side == ServerSide
 	}
 	if (r.Back == nil) == (r.Conn == nil) || public && r.Front.Dial != nil || r.Conn != nil && r.Conn.Opening != nil {
 		return nil, Stopped
@@ -211,6 +205,7 @@ func (a *adopter) loseConn(r *ConnState, why Reason) {
 // loseStream ends a stream that cannot be taken over.
 func (a *adopter) loseStream(r *StreamState, why Reason) {
 	ev := StreamEnded{Tunnel: a.tunnelID(r.Tunnel), Source: r.Source, Up: r.Up, Down: r.Down, Duration: r.Age, Reason: why}
+	a.count(a.loop.engine, r, -1)
 	if t := a.tunnel(r.Tunnel); t != nil {
 		bump(&t.cells[a.loop.id].ended, 1)
 	}

@@ -221,7 +221,6 @@ func (f *freezer) socket(l *loop, s *socket, out *buffer) SocketState {
 	if b := s.load; b != nil {
 		r.Pipe = &PipeState{Read: Descriptor(b.r), Write: Descriptor(b.w), Bytes: b.held}
 		s.load = nil
-		l.pipes.open--
 	}
 	return r
 }
@@ -274,16 +273,16 @@ func byRank(lists [][]ConnState) (all []ConnState) {
 // between two the one with less time left goes first.
 func byPatience(queues [][]WaitingState) (all []WaitingState) {
 	for {
-		first := -1
-		for i, q := range queues {
-			if len(q) > 0 && (first < 0 || q[0].Left < queues[first][0].Left) {
-				first = i
+		var first *[]WaitingState
+		for i := range queues {
+			if q := &queues[i]; len(*q) > 0 && (first == nil || (*q)[0].Left < (*first)[0].Left) {
+				first = q
 			}
 		}
-		if first < 0 {
+		if first == nil {
 			return all
 		}
-		all = append(all, queues[first][0])
-		queues[first] = queues[first][1:]
+		all = append(all, (*first)[0])
+		*first = (*first)[1:]
 	}
 }

@@ -133,7 +133,8 @@ func TestNoFrozen(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			before := descriptors(t)
 			e := New(Options{Loops: 2, Settings: DefaultSettings()})
-			e.Submit(Adopt{listenerState(t)})
+			r := newRecord(t)
+			e.Submit(Adopt{&r.State})
 			if err := run(e); err != nil && !errors.Is(err, unix.EMFILE) {
 				t.Fatal(err)
 			}
@@ -144,8 +145,7 @@ func TestNoFrozen(t *testing.T) {
 					}
 				}
 			}
-			e.Submit(Adopt{listenerState(t)})
-			if n := descriptors(t); n != before {
+			if n := descriptors(t) - len(r.theirs); n != before {
 				t.Fatalf("%d descriptors, %d before", n, before)
 			}
 		})
@@ -156,19 +156,6 @@ func runWithoutDescriptors(t *testing.T, e *Engine) (err error) {
 	t.Helper()
 	withoutDescriptors(t, func() { err = e.Run(t.Context()) })
 	return err
-}
-
-// listenerState is a State of one listener.
-func listenerState(t *testing.T) *State {
-	t.Helper()
-	s, err := bindOne(netip.AddrPortFrom(loopback, 0), false)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return &State{
-		Tunnels:   []TunnelState{{Totals: TunnelStats{Tunnel: 9}}},
-		Listeners: []ListenerState{{Socket: Descriptor(s.fd), Address: s.address}},
-	}
 }
 
 // Messages between loops that wait when the threads end are acted upon, also
@@ -186,7 +173,7 @@ func TestFreezeDeliversMessages(t *testing.T) {
 	e.loops[2].inbox.post(moved{conn: lent, pool: linkPool, donated: true})
 	a := &acceptor{tunnel: e.tunnel(linkTunnel)}
 	ours, visitor := tcpPair(t)
-	ToPool{Pool: linkPool, Wire: linkWire}.accepted(e.loops[1], a, ours) // asks loop 0
+	ToPool{Pool: linkPool, Wire: linkWire}.accepted(e.loops[1], a, ours, visitor.LocalAddr().(*net.TCPAddr).AddrPort()) // asks loop 0
 	s := e.surrender()
 	t.Cleanup(s.Close)
 	if len(s.Streams) != 1 || len(s.Conns) != 1 || len(s.Waiting) != 0 {
@@ -207,7 +194,7 @@ func tcpPair(t *testing.T) (ours int, theirs *net.TCPConn) {
 	defer closefd(s.fd)
 	theirs = dialTCP(t, s.address)
 	eventually(t, "a connection is accepted", func() bool {
-		fd, errno := accept(s.fd)
+		fd, _, errno := accept(s.fd)
 		ours = fd
 		return errno == 0
 	})
@@ -298,7 +285,7 @@ func TestFreezeClosesWhoWaitsForPark(t *testing.T) {
 	f := startEngine(t, 1, DefaultSettings(), nil)
 	at := f.listen(1, ToPreface{})
 	c := dialTCP(t, at)
-	sealed := prefaceOf(1).Seal(linkKey, frame.Exporter{})
+	sealed := prefaceOf(1).Seal(frame.NewKey(linkKey), frame.Exporter{})
 	if _, err := c.Write(sealed[:]); err != nil {
 		t.Fatal(err)
 	}
@@ -339,8 +326,7 @@ func TestFreezeBetweenAttempts(t *testing.T) {
 	l := e.loops[0]
 	sh := l.openPool(ClientSide)
 	dialling, _ := l.member(t, sh, proxyIdle)
-	idle, _ := l.member(t, sh, proxyIdle)
-	l.release(idle)
+	other, _ := l.member(t, sh, proxyStream) // settles
 	full, _ := fullUnix(t)
 	sh.targets[linkWire] = target{full, e.tunnel(linkTunnel)}
 	dialling.idleAt = -1
@@ -351,13 +337,10 @@ func TestFreezeBetweenAttempts(t *testing.T) {
 	if c.fd >= 0 || c.timer.pos == 0 {
 		t.Fatalf("connected at once: %+v", c)
 	}
-	c.slot = idle.slot
+	c.slot = other.slot
 	s := e.surrender()
 	defer s.Close()
-	if len(s.Conns) != 1 || !s.Conns[0].Idle || len(s.Streams) != 1 || s.Streams[0].Front.Dial == nil || s.Streams[0].Front.Socket != -1 {
+	if len(s.Conns) != 1 || s.Conns[0].Socket != Descriptor(other.fd) || len(s.Streams) != 1 || s.Streams[0].Front.Dial == nil || s.Streams[0].Front.Socket != -1 {
 		t.Fatalf("frozen %+v", s)
-	}
-	if l.poll.slots[idle.slot].h != nil {
-		t.Fatal("the idle conn was left behind")
 	}
 }

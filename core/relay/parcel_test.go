@@ -30,15 +30,15 @@ const parcelChunk = 32 << 10
 
 // eachDescriptor finds every descriptor by its type, whatever State.each says.
 func eachDescriptor(v reflect.Value, visit func(*Descriptor)) {
-	if d, ok := v.Addr().Interface().(*Descriptor); ok {
+	if d, ok := reflect.TypeAssert[*Descriptor](v.Addr()); ok {
 		visit(d)
 		return
 	}
 	switch v.Kind() { //nolint:exhaustive // the others hold none
 	case reflect.Struct:
 		if v.Type().PkgPath() == reflect.TypeFor[State]().PkgPath() {
-			for i := range v.NumField() {
-				eachDescriptor(v.Field(i), visit)
+			for _, field := range v.Fields() {
+				eachDescriptor(field, visit)
 			}
 		}
 	case reflect.Slice:
