@@ -76,7 +76,7 @@ func TestHeirProcess(t *testing.T) {
 // admitTo parks a conn in the pool that its Control has here.
 func (f *fixture) admitTo(ev PrefaceReceived) {
 	p, err := frame.ParsePreface(ev.Preface)
-	if err != nil || p.Verify(ev.Preface, linkKey, frame.Exporter{}) != nil {
+	if err != nil || p.Verify(ev.Preface, frame.NewKey(linkKey), frame.Exporter{}) != nil {
 		f.Submit(Close{Conn: ev.Conn})
 		return
 	}
@@ -179,7 +179,7 @@ func TestHandOverToProcess(t *testing.T) {
 				p := frame.Preface{Mode: frame.Plain, ControlID: uint64(otherPool), Epoch: 1, ProxyID: 1}
 				s.client.Submit(Dial{
 					Pool: otherPool, Ref: 1, Address: s.server.proxy,
-					Preface: p.Seal(frame.NewKey(linkKey), frame.Exporter{}), Ready: p.Ready(linkKey, frame.Exporter{}),
+					Preface: p.Seal(frame.NewKey(linkKey), frame.Exporter{}), Ready: p.Ready(frame.NewKey(linkKey), frame.Exporter{}),
 				})
 				hear(t, local.take(t), "waiting")
 			}
