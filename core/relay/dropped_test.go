@@ -14,8 +14,10 @@ func TestClientDropsAllAfterReset(t *testing.T) {
 	f := startFar(t, linkOptions{target: s.target})
 	p := f.peer(t)
 	underWay := dataFrame(1, strings.Repeat("x", maxDropped))
-	p.send(startFrame(1, linkWire))
-	reset(t, s.take(t))
+	p.send(startFrame(1, linkWire), dataFrame(1, "begun"))
+	service := s.take(t)
+	hear(t, service, "begun")
+	reset(t, service)
 	p.wantReset(1, frame.ResetPeer)
 	for range 20 {
 		p.send(underWay)

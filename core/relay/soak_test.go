@@ -36,6 +36,7 @@ type party struct {
 	content uint64 // what it writes; every byte belongs to this number alone
 	size    int    // how much of it
 	enough  int    // for resetReading
+	stalls  bool   // before it resets, until bytes wait everywhere on the way
 	way     leaving
 	sent    atomic.Int64 // at most so many bytes left this end
 	shut    atomic.Bool  // with a FIN behind them
@@ -98,21 +99,30 @@ func (p *party) draw(content uint64, rng *rand.Rand, other int) {
 	}
 }
 
+// stall makes p reset a bulk transfer that it has let fill every buffer.
+func (p *party) stall(from *party) {
+	p.way, p.enough, p.stalls = resetReading, 1, true
+	from.way, from.size = orderly, 16<<20
+}
+
 // run plays the part on a connection until both directions have ended; other
 // is what the other end writes.
-func (p *party) run(c *net.TCPConn, other uint64, rng *rand.Rand, pause func(*rand.Rand)) {
+func (p *party) run(c *net.TCPConn, other uint64, rng *rand.Rand, m *crowd) {
 	p.ran = true
 	var writing sync.WaitGroup
 	mine := rand.New(rand.NewPCG(rng.Uint64(), 1))
-	writing.Go(func() { p.write(c, mine, pause) })
-	p.read(c, other, rng, pause)
+	writing.Go(func() { p.write(c, mine, m) })
+	p.read(c, other, rng, m)
 	writing.Wait()
 	drop(c)
 }
 
-func (p *party) write(c *net.TCPConn, rng *rand.Rand, pause func(*rand.Rand)) {
+func (p *party) write(c *net.TCPConn, rng *rand.Rand, m *crowd) {
 	from := content(p.content)
 	b := make([]byte, 1<<(4+rng.IntN(13)))
+	if p.size > 1<<20 {
+		b = make([]byte, 64<<10)
+	}
 	for left := p.size; left > 0; {
 		piece := b[:min(left, 1+rng.IntN(len(b)))]
 		_, _ = io.ReadFull(from, piece)
@@ -122,7 +132,7 @@ func (p *party) write(c *net.TCPConn, rng *rand.Rand, pause func(*rand.Rand)) {
 			p.broken = true
 			return
 		}
-		pause(rng)
+		m.pause(rng)
 	}
 	switch p.way {
 	case resetWriting:
@@ -137,12 +147,15 @@ func (p *party) write(c *net.TCPConn, rng *rand.Rand, pause func(*rand.Rand)) {
 	}
 }
 
-func (p *party) read(c *net.TCPConn, other uint64, rng *rand.Rand, pause func(*rand.Rand)) {
+func (p *party) read(c *net.TCPConn, other uint64, rng *rand.Rand, m *crowd) {
 	want := content(other)
 	b := make([]byte, 1<<(4+rng.IntN(11)))
 	expected := make([]byte, len(b))
 	for {
 		if p.way == resetReading && p.got >= int64(p.enough) {
+			if p.stalls {
+				m.passed(20)
+			}
 			_ = c.SetLinger(0)
 			drop(c)
 			p.err = net.ErrClosed
@@ -161,7 +174,7 @@ func (p *party) read(c *net.TCPConn, other uint64, rng *rand.Rand, pause func(*r
 			}
 			return
 		}
-		pause(rng)
+		m.pause(rng)
 	}
 }
 
@@ -292,6 +305,13 @@ func (m *crowd) begin(number uint64, source netip.AddrPort) *talk {
 	t := &talk{number: number, source: source, rough: m.rough}
 	t.visitor.draw(2*number, rng, 8<<10)
 	t.service.draw(2*number+1, rng, t.visitor.size)
+	switch n := rng.IntN(256); { // with bytes in pipes when they end
+	case m.hostile != 0: // scripts do not stall
+	case n == 0:
+		t.visitor.stall(&t.service)
+	case n == 1:
+		t.service.stall(&t.visitor)
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.talks[source] = t
@@ -344,8 +364,17 @@ func (m *crowd) pause(rng *rand.Rand) {
 		for range n {
 			runtime.Gosched()
 		}
-	case n == 40 && len(m.engines) > 0:
-		m.engines[rng.IntN(len(m.engines))].passed()
+	case n == 40:
+		m.passed(1)
+	}
+}
+
+// passed lets the engines make so many rounds.
+func (m *crowd) passed(rounds int) {
+	for range rounds {
+		for _, f := range m.engines {
+			f.passed()
+		}
 	}
 }
 
@@ -359,7 +388,7 @@ func (m *crowd) serve(c net.Conn) {
 	if t := m.find(source, honestOne); t != nil {
 		m.serving.Add(1)
 		defer m.serving.Add(-1)
-		t.service.run(c.(*net.TCPConn), t.visitor.content, m.rng(2<<32|t.number), m.pause)
+		t.service.run(c.(*net.TCPConn), t.visitor.content, m.rng(2<<32|t.number), m)
 	}
 }
 
@@ -384,7 +413,7 @@ func (m *crowd) visit(number uint64, from, to netip.AddrPort) {
 		return
 	}
 	_ = c.SetDeadline(time.Now().Add(2 * patience))
-	t.visitor.run(c, t.service.content, m.rng(3<<32|number), m.pause)
+	t.visitor.run(c, t.service.content, m.rng(3<<32|number), m)
 }
 
 // visits runs talks on so many visitors at a time.
