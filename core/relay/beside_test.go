@@ -125,14 +125,15 @@ func (m *crowd) finish(t *testing.T, k *few, conns int64) {
 	m.wantTalks(t, k.left.Load())
 	var honest, hostile, whole int
 	for _, talk := range m.talks {
-		switch {
-		case talk.served == hostileOne:
+		switch talk.served {
+		case hostileOne:
 			hostile++
 			if talk.visitor.err == nil && !talk.visitor.broken && talk.service.err == nil && !talk.service.broken {
 				whole++
 			}
-		case talk.served == honestOne:
+		case honestOne:
 			honest++
+		case nobodyYet:
 		}
 	}
 	t.Logf("%d talks served honestly, %d not, %d of those to the end, over %d hostile conns; settled in %v", honest, hostile, whole, conns, time.Since(began))

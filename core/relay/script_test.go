@@ -44,7 +44,7 @@ func newScript(m *crowd, c *net.TCPConn, side Side, rng *rand.Rand) *script {
 		TCPConn: c, crowd: m, side: side, rng: rng, starts: make(chan *scene, 1), gone: make(chan struct{}),
 		now: &scene{mine: &party{}, over: make(chan struct{})},
 	}
-	_ = c.SetDeadline(time.Now().Add(2 * patience))
+	_ = c.SetDeadline(time.Now().Add(patience))
 	close(s.now.over)
 	return s
 }

@@ -9,11 +9,8 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"runtime"
 	"sync"
 	"sync/atomic"
-	"testing"
-	"time"
 )
 
 // soaking tells whether the long tests run in full: RELAY_SOAK=1. Without it
@@ -36,6 +33,7 @@ type party struct {
 	content uint64 // what it writes; every byte belongs to this number alone
 	size    int    // how much of it
 	enough  int    // for resetReading
+	stalls  bool   // before it resets, until bytes wait everywhere on the way
 	way     parting
 	sent    atomic.Int64 // at most so many bytes left this end
 	shut    atomic.Bool  // with a FIN behind them
@@ -98,21 +96,30 @@ func (p *party) draw(content uint64, rng *rand.Rand, other int) {
 	}
 }
 
+// stall makes p reset a bulk transfer that it has let fill every buffer.
+func (p *party) stall(from *party) {
+	p.way, p.enough, p.stalls = resetReading, 1, true
+	from.way, from.size = orderly, 16<<20
+}
+
 // run plays the part on a connection until both directions have ended; other
 // is what the other end writes.
-func (p *party) run(c *net.TCPConn, other uint64, rng *rand.Rand, pause func(*rand.Rand)) {
+func (p *party) run(c *net.TCPConn, other uint64, rng *rand.Rand, m *crowd) {
 	p.ran = true
 	var writing sync.WaitGroup
 	mine := rand.New(rand.NewPCG(rng.Uint64(), 1))
-	writing.Go(func() { p.write(c, mine, pause) })
-	p.read(c, other, rng, pause)
+	writing.Go(func() { p.write(c, mine, m) })
+	p.read(c, other, rng, m)
 	writing.Wait()
 	drop(c)
 }
 
-func (p *party) write(c *net.TCPConn, rng *rand.Rand, pause func(*rand.Rand)) {
+func (p *party) write(c *net.TCPConn, rng *rand.Rand, m *crowd) {
 	from := content(p.content)
 	b := make([]byte, 1<<(4+rng.IntN(13)))
+	if p.size > 1<<20 {
+		b = make([]byte, 64<<10)
+	}
 	for left := p.size; left > 0; {
 		piece := b[:min(left, 1+rng.IntN(len(b)))]
 		_, _ = io.ReadFull(from, piece)
@@ -122,7 +129,7 @@ func (p *party) write(c *net.TCPConn, rng *rand.Rand, pause func(*rand.Rand)) {
 			p.broken = true
 			return
 		}
-		pause(rng)
+		m.pause(rng)
 	}
 	switch p.way {
 	case resetWriting:
@@ -137,12 +144,15 @@ func (p *party) write(c *net.TCPConn, rng *rand.Rand, pause func(*rand.Rand)) {
 	}
 }
 
-func (p *party) read(c *net.TCPConn, other uint64, rng *rand.Rand, pause func(*rand.Rand)) {
+func (p *party) read(c *net.TCPConn, other uint64, rng *rand.Rand, m *crowd) {
 	want := content(other)
 	b := make([]byte, 1<<(4+rng.IntN(11)))
 	expected := make([]byte, len(b))
 	for {
 		if p.way == resetReading && p.got >= int64(p.enough) {
+			if p.stalls {
+				m.passed(20)
+			}
 			_ = c.SetLinger(0)
 			drop(c)
 			p.err = net.ErrClosed
@@ -161,7 +171,7 @@ func (p *party) read(c *net.TCPConn, other uint64, rng *rand.Rand, pause func(*r
 			}
 			return
 		}
-		pause(rng)
+		m.pause(rng)
 	}
 }
 
@@ -237,170 +247,4 @@ func (t *talk) checkEnd(side Side) error {
 		return nil
 	}
 	return fmt.Errorf("%+v, want %d up, %d down", ev, sent, answered)
-}
-
-// crowd is all talks of a test and the LocalServer they are for. Its target
-// announces visitors by a PROXY header, which tells the LocalServer the talk.
-type crowd struct {
-	tb      testing.TB
-	target  Target
-	close   func() // the LocalServer, behind its last party
-	seed    uint64
-	base    netip.Addr // of the first visitor
-	engines []*fixture
-	rough   bool         // anything may be cut at any time
-	hostile Side         // which side of some conns is played by a script
-	strays  atomic.Int64 // ends of streams that nobody began
-	serving atomic.Int64 // parties of the LocalServer that have not finished
-
-	mu    sync.Mutex
-	talks map[netip.AddrPort]*talk
-}
-
-func newCrowd(t *testing.T) *crowd {
-	t.Helper()
-	m := &crowd{tb: t, seed: seedOf(t), talks: make(map[netip.AddrPort]*talk)}
-	// Addresses of its own, so that no talk has the address of a former one.
-	m.base = netip.AddrFrom4([4]byte{127, byte(1 + m.seed%250), byte(m.seed >> 8), 1})
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	m.target = Target{Addresses: []Address{{TCP: ln.Addr().(*net.TCPAddr).AddrPort()}}, ProxyProtocol: ProxyV2}
-	var serving sync.WaitGroup
-	serving.Go(func() {
-		for {
-			c, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			_ = c.SetDeadline(time.Now().Add(patience))
-			serving.Go(func() { m.serve(c) })
-		}
-	})
-	m.close = sync.OnceFunc(func() { ln.Close(); serving.Wait() })
-	t.Cleanup(m.close)
-	return m
-}
-
-// rng gives the random numbers of one part of the test.
-func (m *crowd) rng(part uint64) *rand.Rand { return rand.New(rand.NewPCG(m.seed, part)) }
-
-// begin makes a talk known under the visitor's address.
-func (m *crowd) begin(number uint64, source netip.AddrPort) *talk {
-	rng := m.rng(1<<32 | number)
-	t := &talk{number: number, source: source, rough: m.rough}
-	t.visitor.draw(2*number, rng, 8<<10)
-	t.service.draw(2*number+1, rng, t.visitor.size)
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.talks[source] = t
-	return t
-}
-
-func (m *crowd) find(source netip.AddrPort, by who) *talk {
-	m.mu.Lock()
-	t := m.talks[source]
-	m.mu.Unlock()
-	if t == nil {
-		m.strays.Add(1)
-		return nil
-	}
-	if by != nobodyYet {
-		t.mu.Lock()
-		defer t.mu.Unlock()
-		t.served = max(t.served, by)
-	}
-	return t
-}
-
-// note files what an engine told about a talk.
-func (m *crowd) note(side Side, source netip.AddrPort, ev Event) {
-	t := m.find(source, nobodyYet)
-	if t == nil {
-		return
-	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.ends[side-ServerSide] = append(t.ends[side-ServerSide], ev)
-}
-
-// hear is what the fixture of an engine calls for its events.
-func (m *crowd) hear(side Side, ev Event) {
-	switch ev := ev.(type) {
-	case StreamEnded:
-		m.note(side, ev.Source, ev)
-	case Refused:
-		if ev.Source.IsValid() { // not of one that left before it was accepted
-			m.note(side, ev.Source, ev)
-		}
-	}
-}
-
-// pause lets others go on now and then.
-func (m *crowd) pause(rng *rand.Rand) {
-	switch n := rng.IntN(400); {
-	case n < 40:
-		for range n {
-			runtime.Gosched()
-		}
-	case n == 40 && len(m.engines) > 0:
-		m.engines[rng.IntN(len(m.engines))].passed()
-	}
-}
-
-// serve is the LocalServer.
-func (m *crowd) serve(c net.Conn) {
-	defer c.Close()
-	source, err := readProxyHeader(c)
-	if err != nil {
-		return // cut before it was served
-	}
-	if t := m.find(source, honestOne); t != nil {
-		m.serving.Add(1)
-		defer m.serving.Add(-1)
-		t.service.run(c.(*net.TCPConn), t.visitor.content, m.rng(2<<32|t.number), m.pause)
-	}
-}
-
-// readProxyHeader reads a version 2 header of IPv4.
-func readProxyHeader(c net.Conn) (source netip.AddrPort, err error) {
-	var b [28]byte
-	if _, err := io.ReadFull(c, b[:]); err != nil {
-		return source, err
-	}
-	if string(b[:12]) != proxySignature {
-		return source, fmt.Errorf("%w: %x", errWrong, b)
-	}
-	return netip.AddrPortFrom(netip.AddrFrom4([4]byte(b[16:20])), uint16(b[24])<<8|uint16(b[25])), nil
-}
-
-// visit is one visitor's talk from an address that is given once.
-func (m *crowd) visit(number uint64, from, to netip.AddrPort) {
-	t := m.begin(number, from)
-	c, err := net.DialTCP("tcp", net.TCPAddrFromAddrPort(from), net.TCPAddrFromAddrPort(to))
-	if err != nil {
-		t.visitor.err = err // cut before connect had returned, or else found by check
-		return
-	}
-	_ = c.SetDeadline(time.Now().Add(2 * patience))
-	t.visitor.run(c, t.service.content, m.rng(3<<32|number), m.pause)
-}
-
-// visits runs talks on so many visitors at a time.
-func (m *crowd) visits(talks, beside int, to netip.AddrPort) {
-	var next atomic.Int64
-	var running sync.WaitGroup
-	for w, at := 0, m.base; w < beside; w, at = w+1, at.Next() {
-		running.Go(func() {
-			for port := uint16(5000); ; port++ {
-				n := next.Add(1)
-				if n > int64(talks) || m.tb.Failed() {
-					return
-				}
-				m.visit(uint64(n), netip.AddrPortFrom(at, port), to)
-			}
-		})
-	}
-	running.Wait()
 }
