@@ -295,14 +295,17 @@ func TestAdoptOrderOfBytes(t *testing.T) {
 	if n := f.conns.Load(); n != 1 {
 		t.Errorf("%d PublicConns counted", n)
 	}
+	if s := f.stats(3); s != (TunnelStats{Tunnel: 3, Opened: 9, Ended: 8, Up: 100, Down: 16}) {
+		t.Errorf("totals %+v", s)
+	}
 	shutdownWrite(visitor)
 	shutdownWrite(service)
 	ev := await[StreamEnded](f)
 	if ev.Reason != Done || ev.Tunnel != 3 || ev.Up != 7 || ev.Down != 22+16 || ev.Duration < time.Hour || ev.Duration > time.Hour+patience {
 		t.Errorf("ended with %+v", ev)
 	}
-	if s := f.stats(3); s != (TunnelStats{Tunnel: 3, Opened: 9, Ended: 9, Up: 100, Down: 16}) {
-		t.Errorf("totals %+v", s)
+	if all := f.Stats(); len(all) != 0 {
+		t.Errorf("a tunnel known for its stream only is still listed: %+v", all)
 	}
 	f.inLoop(0, func(l *loop) { l.pipes.trim() })
 	if n := descriptors(t); n > before+2 {
