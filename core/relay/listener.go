@@ -227,6 +227,13 @@ func (a *acceptor) ready(l *loop, _ uint32) {
 		fd, peer, errno := accept(a.socket.fd)
 		switch errno {
 		case 0:
+			if l.spare < 0 {
+				l.keepSpare()
+			}
+			if l.spare < 0 {
+				l.turnAway(a, fd)
+				continue
+			}
 			a.route.accepted(l, a, fd, peer)
 		case unix.EAGAIN:
 			return
@@ -266,14 +273,11 @@ func (l *loop) exhausted(a *acceptor, errno syscall.Errno) {
 		closefd(l.spare)
 		l.spare = -1
 		fd, _, e := accept(a.socket.fd)
-		if e == 0 {
-			closefd(fd)
-			bump(&a.tunnel.cells[l.id].refused, 1)
-		}
-		l.keepSpare()
 		if e != 0 {
+			l.keepSpare()
 			break
 		}
+		l.turnAway(a, fd)
 	}
 	l.tell(Exhausted{Err: errno})
 	if !a.resting {
@@ -281,6 +285,19 @@ func (l *loop) exhausted(a *acceptor, errno syscall.Errno) {
 		a.resting = true
 	}
 	l.timers.set(&a.timer, a, l.after(exhaustedPause))
+}
+
+// turnAway resets a visitor and makes its descriptor the spare one. What takes
+// the number also closes the socket: in between another loop could take it, for
+// a visitor that stays, and in the end no loop would have a spare.
+func (l *loop) turnAway(a *acceptor, fd int) {
+	bump(&a.tunnel.cells[l.id].refused, 1)
+	if err := unix.Dup3(l.poll.wakefd, fd, unix.O_CLOEXEC); err != nil {
+		closefd(fd)
+		l.keepSpare()
+		return
+	}
+	l.spare = fd
 }
 
 func (l *loop) keepSpare() {

@@ -276,6 +276,7 @@ func TestReleaseOffers(t *testing.T) {
 // so that nothing spins, until its timer puts it back. Who waited is refused
 // with the spare descriptor.
 func TestExhaustedListenerRests(t *testing.T) {
+	localServer(t, nil) // opens what the runtime keeps open for all sockets
 	l := stillLoop(t)
 	before := descriptors(t)
 	l.engine.Submit(Listen{Tunnel: 1, Binds: []netip.Addr{loopback}, Ports: []uint16{0}, Route: ToPreface{}})
@@ -306,7 +307,7 @@ func TestExhaustedListenerRests(t *testing.T) {
 	l.exhausted(a, unix.EMFILE)
 	unlisten{Tunnel: 1}.apply(l)
 	l.closeProxy(l.lobby.items[0], Stopped)
-	if after := descriptors(t); after != before {
+	if after := descriptors(t); after > before { // those of earlier tests may go meanwhile
 		t.Fatalf("%d descriptors, %d before: a resting listener was not closed", after, before)
 	}
 }
@@ -323,7 +324,7 @@ func TestStopClosesRestingListener(t *testing.T) {
 	l.once()
 	l.exhausted(l.doors[1][0], unix.EMFILE)
 	l.closeAll()
-	if after := descriptors(t); after != before {
+	if after := descriptors(t); after > before { // those of earlier tests may go meanwhile
 		t.Fatalf("%d descriptors, %d before", after, before)
 	}
 }
