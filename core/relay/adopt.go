@@ -18,13 +18,16 @@ import (
 // They must be non-blocking and close-on-exec.
 //
 // Pools and tunnels that the engine knows already by their ids are joined;
-// others become known as if by OpenPool, Listen and SetTarget, without an
-// answer: the caller has counted in State what there is. Totals go on at once.
+// others become known as if by OpenPool, Listen, Limit and SetTarget, without an
+// answer: the caller has counted in State what there is. A Limit that the engine
+// was given before stays. Totals go on at once; what was overdrawn of a limit is
+// forgotten.
 //
 // What cannot be taken over, because the epoll set refuses it or State
 // contradicts itself, is closed with RST and ends with its ordinary event:
 // StreamEnded, Refused, ConnClosed or DialFailed, and for a listener Listening
 // with Err.
+// An Adopt that Run did not come to is closed without events.
 // The reasons are UnknownTunnel and Cut for a tunnel or pool that State lacks,
 // NoDescriptors for a descriptor that does not work, DialError for a target
 // without an address, Stopped for the rest.
@@ -92,10 +95,10 @@ func (e *Engine) adoptTunnel(r *TunnelState) *tunnel {
 	if !r.Former {
 		t = e.tunnel(t.id)
 	}
-	if r.RateUp > 0 || r.RateDown > 0 {
+	if !t.uses.limited { // else by this engine's own caller, who knows better
 		setRate(&t.rates.up, r.RateUp)
 		setRate(&t.rates.down, r.RateDown)
-		t.uses.limited = true
+		t.uses.limited = r.Limited
 	}
 	t.before.Opened += r.Totals.Opened
 	t.before.Ended += r.Totals.Ended

@@ -166,6 +166,7 @@ func TestAdoptFormerTunnel(t *testing.T) {
 			f := startEngine(t, 2, DefaultSettings(), nil)
 			visitor := dialTCP(t, f.listen(linkTunnel, ToTarget{Target: s.target}))
 			service := s.take(t)
+			f.Submit(Limit{Tunnel: linkTunnel, Up: 1 << 30}) // which the stream keeps, and the tunnel does not
 			f.Submit(Unlisten{Tunnel: linkTunnel})
 			await[Unlistened](f)
 			listed := 0

@@ -21,6 +21,10 @@ const (
 	maxSpare  = 64
 )
 
+// maxHeldBulk bounds the buffers of bulkSlab that stalled receivers keep. Beyond
+// it bulk without a pipe is copied in pieces of loopBuffer.
+const maxHeldBulk = 64
+
 // buffer holds bytes that were read and not yet taken by their destination.
 type buffer struct {
 	b   []byte
@@ -37,6 +41,7 @@ type memory struct {
 	large     []byte // the same for bulk, nil without it
 	spare     []*buffer
 	spareBulk []*buffer
+	heldBulk  int // buffers of bulkSlab in use
 	dials     spares[dialing]
 	openings  spares[opening]
 }
@@ -84,6 +89,7 @@ func (m *memory) hold(b []byte) *buffer {
 		h = slab(&m.spare, heldSlab)
 	default:
 		h = slab(&m.spareBulk, max(len(b), bulkSlab))
+		m.heldBulk++
 	}
 	h.b, h.off = append(h.b[:0], b...), 0
 	return h
@@ -104,7 +110,11 @@ func (m *memory) add(h *buffer, b []byte) *buffer {
 	if h == nil {
 		return m.hold(b)
 	}
+	before := cap(h.b)
 	h.b = append(h.b, b...)
+	if before < bulkSlab && cap(h.b) >= bulkSlab {
+		m.heldBulk++
+	}
 	return h
 }
 
@@ -114,6 +124,9 @@ func (m *memory) free(h *buffer) bool {
 		return false
 	}
 	spare := &m.spare
+	if cap(h.b) >= bulkSlab {
+		m.heldBulk--
+	}
 	if cap(h.b) == bulkSlab {
 		spare = &m.spareBulk
 	} else if cap(h.b) != heldSlab {

@@ -14,6 +14,9 @@ import (
 // context ends first, or the loops cannot be opened, there is no Frozen. Somebody
 // must read Events: nobody else owns the descriptors.
 //
+// Commands submitted by another goroutine at the same time may reach some loops
+// only, so Freeze belongs to the goroutine that submits the others.
+//
 // Not handed over are conns of the proxy port that were not parked, and those of
 // the client whose preface was not sent (they are closed and the client dials
 // again), and events that were told.
@@ -88,7 +91,7 @@ func (f *freezer) tunnel(t *tunnel) int {
 		i = len(f.state.Tunnels)
 		f.tunnels[t] = i
 		f.state.Tunnels = append(f.state.Tunnels, TunnelState{
-			Totals: t.stats(), Former: f.engine.tunnels[t.id] != t,
+			Totals: t.stats(), Former: f.engine.tunnels[t.id] != t, Limited: t.uses.limited,
 			RateUp: t.rates.up.Load().perSecond(), RateDown: t.rates.down.Load().perSecond(),
 		})
 	}

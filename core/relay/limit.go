@@ -41,12 +41,14 @@ func newBucket(rate int64) *bucket {
 	if rate <= 0 {
 		return nil
 	}
-	b := &bucket{rate: rate, burst: int64(burstTime), quantum: loopBuffer}
-	if burst := rate / int64(time.Second/burstTime); burst < minBurst {
-		b.burst, b.quantum = b.cost(minBurst), minBurst
-	} else if burst < loopBuffer {
-		b.quantum = int(burst)
+	b := &bucket{rate: rate, burst: int64(burstTime)}
+	burst := rate / int64(time.Second/burstTime)
+	if burst < minBurst {
+		b.burst, burst = b.cost(minBurst), minBurst
 	}
+	// A quarter of a large burst, so that a fast tunnel moves its bulk as
+	// cheaply as without a limit and its streams still take turns.
+	b.quantum = int(min(max(burst/4, min(burst, loopBuffer)), pipeSize))
 	return b
 }
 

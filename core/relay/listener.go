@@ -232,6 +232,7 @@ func (a *acceptor) ready(l *loop, _ uint32) {
 			}
 			if l.spare < 0 {
 				l.turnAway(a, fd)
+				l.tell(Exhausted{Err: unix.EMFILE})
 				continue
 			}
 			a.route.accepted(l, a, fd, peer)

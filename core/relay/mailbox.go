@@ -48,7 +48,7 @@ func (b *inbox) setWake(wake func()) {
 }
 
 // maxEvents bounds what waits for a reader of Events; beyond it the reports
-// that nobody's state depends on (ended and refused streams) are dropped.
+// that nobody's state depends on (see droppable) are dropped.
 const maxEvents = 1 << 16
 
 // outbox collects the events of all loops for one reader. Loops never wait.

@@ -32,9 +32,9 @@ const (
 type proxyConn struct {
 	socket
 	exchange
+	state  proxyState
+	queued bool
 	membership
-	state   proxyState
-	queued  bool
 	stream  *stream  // nil too when this side's socket is gone but the stream not settled
 	out     *buffer  // frames that the socket did not take
 	in      inflow   // what came in and is not consumed
@@ -45,7 +45,7 @@ type proxyConn struct {
 // membership is a conn's place in its pool.
 type membership struct {
 	shard   *shard
-	idleAt  int   // position among the idle conns of the shard, or -1
+	idleAt  int32 // position among the idle conns of the shard, or -1
 	missed  uint8 // heartbeats
 	carried bool  // a stream
 	retire  bool  // to be closed after its stream

@@ -59,9 +59,6 @@ func (s *socket) read(b []byte) (n int, eof, failed bool) {
 // write sends b: what the socket took, which is less than all when it is full.
 func (s *socket) write(b []byte) (n int, failed bool) {
 	n, errno := send(s.fd, b)
-	if errno == unix.EINTR {
-		n, errno = send(s.fd, b)
-	}
 	if errno == unix.EAGAIN {
 		n, errno = 0, 0
 	}

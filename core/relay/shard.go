@@ -238,7 +238,7 @@ func (l *loop) release(p *proxyConn) {
 	} else if full && p.carried && !l.sayRetire(p) {
 		return
 	}
-	p.idleAt = len(sh.idle)
+	p.idleAt = int32(len(sh.idle))
 	sh.idle = append(sh.idle, p)
 	sh.publish(l)
 	sh.arm(l)

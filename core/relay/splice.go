@@ -54,7 +54,7 @@ func (l *loop) spliceOut(s *stream, limit int) (n int, ok bool) {
 	header := l.mem.tx[:frame.HeaderSize]
 	frame.Header{Type: frame.Data, Seq: p.seq, Length: uint32(n)}.Put(header)
 	sent, errno := sendMore(p.fd, header)
-	if errno != 0 && errno != unix.EAGAIN && errno != unix.EINTR {
+	if errno != 0 && errno != unix.EAGAIN {
 		l.giveBack(b)
 		l.closeProxy(p, ProxyLost)
 		return n, false
@@ -196,7 +196,7 @@ func (l *loop) free(h *buffer) {
 // sending gives what a direction is read into in copy mode, with room for a
 // header in front.
 func (l *loop) sending(b bulk) []byte {
-	if b == 0 {
+	if b == 0 || l.mem.heldBulk >= maxHeldBulk {
 		return l.mem.tx[:frame.HeaderSize+loopBuffer]
 	}
 	l.usedBulk()

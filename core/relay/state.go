@@ -52,11 +52,12 @@ type TargetState struct {
 	Target Target
 }
 
-// TunnelState is a tunnel with its totals. A Former one listens no more and is
-// no target: its last streams run.
+// TunnelState is a tunnel with its totals. The id of a Former one means
+// another by now, or none: its last streams run.
 type TunnelState struct {
 	Totals           TunnelStats
 	Former           bool
+	Limited          bool  // by a Limit since it listens; else the rates are of its last streams
 	RateUp, RateDown int64 // as in Limit
 }
 

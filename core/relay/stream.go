@@ -51,7 +51,7 @@ func (s *stream) run(l *loop) {
 // visitStream moves what can be moved after an event. Bulk waits for its turn
 // in the queue, so that the messages of this turn go first.
 func (l *loop) visitStream(s *stream) {
-	if s.bulkUp > 0 || s.bulkDown > 0 || s.proxy != nil && s.proxy.in.bulk && s.proxy.in.need > 0 {
+	if s.bulkUp > 0 || s.bulkDown > 0 || s.proxy != nil && s.proxy.in.bulk {
 		l.queue(s)
 		return
 	}

@@ -26,7 +26,18 @@ func send(fd int, b []byte) (int, syscall.Errno) { return sendWith(fd, b, 0) }
 // header of a frame whose payload is spliced.
 func sendMore(fd int, b []byte) (int, syscall.Errno) { return sendWith(fd, b, unix.MSG_MORE) }
 
+// sendWith is not interrupted by signals: EINTR is tried again, for nothing
+// would tell that the socket still takes bytes.
 func sendWith(fd int, b []byte, flags uintptr) (int, syscall.Errno) {
+	for {
+		n, errno := sendOnce(fd, b, flags)
+		if errno != unix.EINTR {
+			return n, errno
+		}
+	}
+}
+
+func sendOnce(fd int, b []byte, flags uintptr) (int, syscall.Errno) {
 	n, _, errno := unix.RawSyscall6(unix.SYS_SENDTO, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL|flags, 0, 0) //nolint:gosec // a buffer for the kernel, alive for the call
 	if errno != 0 {
 		return 0, errno

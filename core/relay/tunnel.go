@@ -116,7 +116,9 @@ func (e *Engine) unname(t *tunnel) {
 	case t.named():
 		return
 	case !t.busy():
-		delete(e.tunnels, t.id)
+		if e.tunnels[t.id] == t { // not a former one, whose id may be another's
+			delete(e.tunnels, t.id)
+		}
 		return
 	case t.uses.leaving:
 		return

@@ -155,6 +155,12 @@ func TestMemory(t *testing.T) {
 			all = all[1:]
 		}
 	}
+	for _, x := range all {
+		m.free(x.h)
+	}
+	if m.heldBulk != 0 {
+		t.Fatalf("%d large buffers counted as in use", m.heldBulk)
+	}
 	if h := m.add(nil, []byte("x")); string(h.bytes()) != "x" {
 		t.Fatalf("added to nothing: %q", h.bytes())
 	}

@@ -11,9 +11,9 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"runtime"
 	"sync"
 
-	"github.com/cproxy/cproxy/cmd/internal/cli"
 	"github.com/cproxy/cproxy/core/relay"
 )
 
@@ -27,12 +27,12 @@ type Options struct {
 // tunnelID is the one tunnel of the engine.
 const tunnelID = 1
 
-// Engine forwards with core/relay until ctx is done. It fits the Go runtime to
-// the loops, as the daemons do.
+// Engine forwards with core/relay until ctx is done. It raises GOMAXPROCS to
+// what the loops want.
 func Engine(ctx context.Context, o Options) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	cli.FitRuntime(o.Loops)
+	runtime.GOMAXPROCS(max(runtime.GOMAXPROCS(0), o.Loops+2))
 	e := relay.New(relay.Options{Loops: o.Loops, Settings: relay.DefaultSettings()})
 	var running sync.WaitGroup
 	var failed, refused error
