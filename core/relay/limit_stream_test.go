@@ -54,7 +54,7 @@ func TestLimitedContent(t *testing.T) {
 					for {
 						s := r.limiting().stats(linkTunnel)
 						passed := time.Since(epoch) - began
-						most := passed.Seconds()*rate + rate/10 + loopBuffer
+						most := passed.Seconds()*rate + rate/10 + float64(newBucket(rate).quantum)
 						if float64(s.Up) > most || float64(s.Down) > most {
 							t.Errorf("%d up and %d down after %v", s.Up, s.Down, passed)
 							return
