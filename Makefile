@@ -36,6 +36,10 @@ test: ## Run every test with the race detector, shuffled (needs a C compiler)
 	  echo 'make test: the race detector needs a C compiler; install one (Debian, Ubuntu: apt install gcc libc6-dev)' >&2; exit 1; }
 	CGO_ENABLED=1 go test -race -shuffle=on -timeout=10m ./...
 
+.PHONY: soak
+soak: ## Run the long tests of the engine in full (half an hour)
+	RELAY_SOAK=1 go test -timeout=60m -v -run '^Test(StreamsOverFewConns|Hostile(Client|Server)BesideHonest|Churn|HandOverUnderTraffic)$$' ./core/relay
+
 .PHONY: lint
 lint: $(GOLANGCI_LINT) ## Run go vet and golangci-lint, formatting included
 	go vet ./...
