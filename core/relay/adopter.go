@@ -30,6 +30,7 @@ func (a *adopter) waiting(r *WaitingState) {
 		return
 	}
 	c := &rawConn{socket: socket{fd: int(r.Socket), canWrite: true}, state: rawWaiting, public: true, tunnel: t, source: newOrigin(r.Source)}
+	l.visitors.Add(1)
 	if !c.register(l) {
 		l.refuse(c, NoDescriptors)
 		return
@@ -75,6 +76,9 @@ func (a *adopter) stream(r *StreamState) {
 		return
 	}
 	l := a.loop
+	if s.front.public {
+		l.visitors.Add(1)
+	}
 	for _, c := range []*rawConn{s.front, s.back} {
 		if c == nil {
 			continue

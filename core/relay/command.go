@@ -60,7 +60,7 @@ type Limit struct {
 // Route says what becomes of an accepted connection: one of ToPool, ToPreface
 // and ToTarget.
 type Route interface {
-	accepted(l *loop, a *acceptor, fd int, peer netip.AddrPort)
+	accepted(l *loop, t *tunnel, fd int, peer netip.AddrPort)
 }
 
 // ToPool carries a PublicConn over a ProxyConn of a pool. Wire is the tunnel's

@@ -79,6 +79,11 @@ func (f *fixture) balance() {
 	if n := f.conns.Load(); n != 0 {
 		f.tb.Errorf("%d PublicConns are still counted", n)
 	}
+	for _, l := range f.loops {
+		if n := l.visitors.Load(); n != 0 {
+			f.tb.Errorf("%d PublicConns are still counted in loop %d", n, l.id)
+		}
+	}
 	if b.forgotten {
 		return
 	}

@@ -235,7 +235,7 @@ func (a *acceptor) ready(l *loop, _ uint32) {
 				l.tell(Exhausted{Err: unix.EMFILE})
 				continue
 			}
-			a.route.accepted(l, a, fd, peer)
+			a.route.accepted(l, a.tunnel, fd, peer)
 		case unix.EAGAIN:
 			return
 		case unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM:

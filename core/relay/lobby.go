@@ -11,7 +11,7 @@ import (
 const maxLobby = 4096
 
 // accepted of the proxy port awaits a preface.
-func (ToPreface) accepted(l *loop, _ *acceptor, fd int, peer netip.AddrPort) {
+func (ToPreface) accepted(l *loop, _ *tunnel, fd int, peer netip.AddrPort) {
 	if l.lobby.len() >= maxLobby {
 		l.closeProxy(l.lobby.items[0], PrefaceTimeout)
 	}

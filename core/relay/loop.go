@@ -2,6 +2,7 @@ package relay
 
 import (
 	"runtime"
+	"sync/atomic"
 	"time"
 
 	"github.com/cproxy/cproxy/core/frame"
@@ -35,21 +36,23 @@ const longAgo = 10 * 365 * 24 * time.Hour
 //nolint:gochecknoglobals // a constant in all but syntax
 var epoch = time.Now().Add(-longAgo)
 
-// loop is one event loop. Only its own thread touches it, but for inbox.
+// loop is one event loop. Only its own thread touches it, but for inbox and
+// visitors.
 type loop struct {
-	id     int
-	engine *Engine
-	inbox  inbox
-	poll   poller
-	timers timers
-	mem    memory
-	pipes  pipes
-	work   work
-	shards map[PoolID]*shard
-	doors  map[TunnelID][]*acceptor
-	lobby  fifo[proxyConn] // conns that have not sent a preface, oldest first
-	spare  int             // descriptor kept for the day there is none left, or -1
-	now    int64           // clock of this turn, nanoseconds
+	id       int
+	engine   *Engine
+	inbox    inbox
+	visitors atomic.Int64 // PublicConns, with those on their way here; all loops read it
+	poll     poller
+	timers   timers
+	mem      memory
+	pipes    pipes
+	work     work
+	shards   map[PoolID]*shard
+	doors    map[TunnelID][]*acceptor
+	lobby    fifo[proxyConn] // conns that have not sent a preface, oldest first
+	spare    int             // descriptor kept for the day there is none left, or -1
+	now      int64           // clock of this turn, nanoseconds
 }
 
 // work is what a turn of the loop leaves to be done or told.

@@ -192,6 +192,7 @@ func (l *loop) closeRaw(c *rawConn, orderly bool) {
 	if c.public {
 		c.tunnel.conns.Add(-1)
 		l.engine.conns.Add(-1)
+		l.visitors.Add(-1)
 	}
 }
 

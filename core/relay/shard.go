@@ -1,7 +1,6 @@
 package relay
 
 import (
-	"net/netip"
 	"slices"
 	"time"
 
@@ -129,53 +128,6 @@ func (m dropTarget) apply(l *loop) {
 func (sh *shard) publish(l *loop) {
 	sh.pool.cells[l.id].idle.Store(int32(len(sh.idle)))
 	sh.pool.cells[l.id].waiting.Store(int32(sh.waiting.len()))
-}
-
-// accepted makes a PublicConn of an accepted socket and claims a ProxyConn
-// for it.
-func (r ToPool) accepted(l *loop, a *acceptor, fd int, peer netip.AddrPort) {
-	c := l.newPublic(a, fd, peer)
-	if c == nil {
-		return
-	}
-	if r.MaxConns > 0 && a.tunnel.conns.Load() > int64(r.MaxConns) {
-		l.refuse(c, ConnLimit)
-		return
-	}
-	sh := l.shard(r.Pool)
-	if sh == nil {
-		l.refuse(c, Cut)
-		return
-	}
-	if p := sh.claim(l); p != nil {
-		l.start(p, c, r.Wire)
-		return
-	}
-	if sh.waiting.len() >= maxWaiting {
-		l.refuse(c, ConnLimit)
-		return
-	}
-	c.state = rawWaiting
-	c.wait = &place{shard: sh, ticket: sh.waiting.push(c), wire: r.Wire}
-	l.timers.set(&c.timer, c, l.after(l.settings().Wait))
-	sh.publish(l)
-	sh.seek(l)
-}
-
-// newPublic registers an accepted socket, or refuses it.
-func (l *loop) newPublic(a *acceptor, fd int, peer netip.AddrPort) *rawConn {
-	c := &rawConn{socket: socket{fd: fd, canWrite: true}, state: rawWaiting, public: true, tunnel: a.tunnel, source: newOrigin(peer)}
-	a.tunnel.conns.Add(1)
-	total := l.engine.conns.Add(1)
-	if !c.register(l) {
-		l.refuse(c, NoDescriptors)
-		return nil
-	}
-	if most := l.settings().MaxConns; most > 0 && total > int64(most) {
-		l.refuse(c, ConnLimit)
-		return nil
-	}
-	return c
 }
 
 // claim takes the idle conn that was used last, but none that has missed a
@@ -341,27 +293,4 @@ func (sh *shard) beat(l *loop) {
 			l.writeProxy(p, ping[:])
 		}
 	}
-}
-
-// accepted of a plain forwarder dials the target at once.
-func (r ToTarget) accepted(l *loop, a *acceptor, fd int, peer netip.AddrPort) {
-	c := l.newPublic(a, fd, peer)
-	if c == nil {
-		return
-	}
-	if !c.source.valid() {
-		l.refuse(c, VisitorLeft)
-		return
-	}
-	c.state = rawJoined
-	f := &forwarding{stream: stream{front: c, tunnel: a.tunnel}}
-	s := &f.stream
-	f.back = rawConn{socket: socket{fd: -1}, state: rawConnecting, tunnel: a.tunnel, stream: s, source: c.source}
-	s.back = &f.back
-	l.beginStream(s)
-	local := netip.AddrPort{}
-	if r.Target.ProxyProtocol != NoProxyHeader {
-		local, _ = localAddress(fd)
-	}
-	l.dialTarget(s.back, r.Target, local)
 }

@@ -1,0 +1,141 @@
+package relay
+
+import (
+	"net/netip"
+)
+
+// The kernel gives a new connection to any loop that waits, so that one of them
+// can end up with most streams while another rests (seen: 64 of 64). A loop that
+// has passSlack PublicConns more than another, and an eighth more, passes what
+// it accepts on to that one.
+const (
+	passSlack = 2
+	passShare = 8
+)
+
+// lighter gives the loop with the fewest PublicConns, nil when this one may keep
+// a new one.
+func (l *loop) lighter() *loop {
+	best, least := l, l.visitors.Load()
+	mine := least
+	for _, other := range l.engine.loops {
+		if n := other.visitors.Load(); n < least {
+			best, least = other, n
+		}
+	}
+	if mine-least < passSlack+least/passShare {
+		return nil
+	}
+	return best
+}
+
+// publicRoute is a Route of PublicConns.
+type publicRoute interface {
+	admit(l *loop, t *tunnel, fd int, peer netip.AddrPort)
+}
+
+// passed brings an accepted PublicConn from another loop.
+type passed struct {
+	to     *loop
+	route  publicRoute
+	tunnel *tunnel
+	fd     int
+	peer   netip.AddrPort
+}
+
+func (m passed) apply(l *loop) {
+	l.visitors.Add(-1) // on its way no more: admit counts it
+	m.route.admit(l, m.tunnel, m.fd, m.peer)
+}
+
+func (m passed) discard() {
+	m.to.visitors.Add(-1)
+	closefd(m.fd)
+}
+
+// arrive admits a PublicConn in this loop or in one with less to do.
+func (l *loop) arrive(r publicRoute, t *tunnel, fd int, peer netip.AddrPort) {
+	to := l.lighter()
+	if to == nil {
+		r.admit(l, t, fd, peer)
+		return
+	}
+	to.visitors.Add(1)
+	to.inbox.post(passed{to, r, t, fd, peer})
+}
+
+func (r ToPool) accepted(l *loop, t *tunnel, fd int, peer netip.AddrPort) { l.arrive(r, t, fd, peer) }
+
+func (r ToTarget) accepted(l *loop, t *tunnel, fd int, peer netip.AddrPort) {
+	l.arrive(r, t, fd, peer)
+}
+
+// admit claims a ProxyConn for a PublicConn, or lets it wait for one.
+func (r ToPool) admit(l *loop, t *tunnel, fd int, peer netip.AddrPort) {
+	c := l.newPublic(t, fd, peer)
+	if c == nil {
+		return
+	}
+	if r.MaxConns > 0 && t.conns.Load() > int64(r.MaxConns) {
+		l.refuse(c, ConnLimit)
+		return
+	}
+	sh := l.shard(r.Pool)
+	if sh == nil {
+		l.refuse(c, Cut)
+		return
+	}
+	if p := sh.claim(l); p != nil {
+		l.start(p, c, r.Wire)
+		return
+	}
+	if sh.waiting.len() >= maxWaiting {
+		l.refuse(c, ConnLimit)
+		return
+	}
+	c.state = rawWaiting
+	c.wait = &place{shard: sh, ticket: sh.waiting.push(c), wire: r.Wire}
+	l.timers.set(&c.timer, c, l.after(l.settings().Wait))
+	sh.publish(l)
+	sh.seek(l)
+}
+
+// admit dials the target of a plain forwarder at once.
+func (r ToTarget) admit(l *loop, t *tunnel, fd int, peer netip.AddrPort) {
+	c := l.newPublic(t, fd, peer)
+	if c == nil {
+		return
+	}
+	if !c.source.valid() {
+		l.refuse(c, VisitorLeft)
+		return
+	}
+	c.state = rawJoined
+	f := &forwarding{stream: stream{front: c, tunnel: t}}
+	s := &f.stream
+	f.back = rawConn{socket: socket{fd: -1}, state: rawConnecting, tunnel: t, stream: s, source: c.source}
+	s.back = &f.back
+	l.beginStream(s)
+	local := netip.AddrPort{}
+	if r.Target.ProxyProtocol != NoProxyHeader {
+		local, _ = localAddress(fd)
+	}
+	l.dialTarget(s.back, r.Target, local)
+}
+
+// newPublic registers an accepted socket, or refuses it.
+func (l *loop) newPublic(t *tunnel, fd int, peer netip.AddrPort) *rawConn {
+	c := &rawConn{socket: socket{fd: fd, canWrite: true}, state: rawWaiting, public: true, tunnel: t, source: newOrigin(peer)}
+	t.conns.Add(1)
+	l.visitors.Add(1)
+	total := l.engine.conns.Add(1)
+	if !c.register(l) {
+		l.refuse(c, NoDescriptors)
+		return nil
+	}
+	if most := l.settings().MaxConns; most > 0 && total > int64(most) {
+		l.refuse(c, ConnLimit)
+		return nil
+	}
+	return c
+}
