@@ -19,6 +19,7 @@ import (
 	"github.com/cproxy/cproxy/core/client"
 	"github.com/cproxy/cproxy/core/config"
 	"github.com/cproxy/cproxy/core/identity"
+	"github.com/cproxy/cproxy/core/logging/logtest"
 	"github.com/cproxy/cproxy/core/relay"
 	"github.com/cproxy/cproxy/core/wire"
 )
@@ -26,7 +27,7 @@ import (
 // started is a command that runs until the test stops it.
 type started struct {
 	t              *testing.T
-	stdout, stderr output
+	stdout, stderr logtest.Output
 	hup            chan os.Signal
 	stop           context.CancelFunc
 	ended          chan error
@@ -62,7 +63,7 @@ func TestRunAndReload(t *testing.T) {
 	s := startServer(t, 0)
 	path := write(t, "client.toml", s.config(tunnel("web", 8001)))
 	c := startRun(t, path)
-	c.stdout.await(t, "\n")
+	c.stdout.Await(t, "\n")
 	if got := c.stdout.String(); got != "tunnel web ready at 127.0.0.1:8001\n" {
 		t.Fatalf("stdout %q", got)
 	}
@@ -75,7 +76,7 @@ func TestRunAndReload(t *testing.T) {
 	}
 
 	reload(s.config("lops = 3\n" + tunnel("web", 70000)))
-	c.stderr.await(t, "nothing has changed")
+	c.stderr.Await(t, "nothing has changed")
 	for _, want := range []string{path, "lops", "remote_port"} {
 		if !strings.Contains(c.stderr.String(), want) {
 			t.Errorf("stderr does not name %s:\n%s", want, &c.stderr)
@@ -83,20 +84,20 @@ func TestRunAndReload(t *testing.T) {
 	}
 
 	reload(s.config("loops = 3\nname = \"elsewhere\"\n[log]\nlevel = \"debug\"\n" + tunnel("web", 8001) + tunnel("ssh", 8022)))
-	c.stdout.await(t, "tunnel ssh ready at 127.0.0.1:8022\n")
-	c.stderr.await(t, "keys=\"name loops\"")
-	c.stderr.await(t, "added=ssh")
+	c.stdout.Await(t, "tunnel ssh ready at 127.0.0.1:8022\n")
+	c.stderr.Await(t, "keys=\"name loops\"")
+	c.stderr.Await(t, "added=ssh")
 
 	// The keys that need a restart are named as long as they differ.
 	reload(s.config("loops = 3\n[log]\nlevel = \"error\"\n" + tunnel("ssh", 8023)))
-	c.stdout.await(t, "tunnel ssh ready at 127.0.0.1:8023\n")
-	c.stderr.await(t, "keys=loops")
+	c.stdout.Await(t, "tunnel ssh ready at 127.0.0.1:8023\n")
+	c.stderr.Await(t, "keys=loops")
 	if n := strings.Count(c.stdout.String(), "\n"); n != 3 {
 		t.Errorf("%d lines on stdout:\n%s", n, &c.stdout)
 	}
 	before := c.stderr.String()
 	reload(s.config("loops = 3\n[log]\nlevel = \"error\"\n" + tunnel("ssh", 8024)))
-	c.stdout.await(t, "tunnel ssh ready at 127.0.0.1:8024\n")
+	c.stdout.Await(t, "tunnel ssh ready at 127.0.0.1:8024\n")
 	if now := c.stderr.String(); now != before {
 		t.Errorf("logged although the level is error: %s", now[len(before):])
 	}
@@ -175,7 +176,7 @@ func TestTCP(t *testing.T) {
 		root.SetArgs([]string{"tcp", "8080", "--name", "web", "--remote-port", "8001", "--join", "@" + join})
 		return root.ExecuteContext(ctx)
 	})
-	c.stdout.await(t, "\n")
+	c.stdout.Await(t, "\n")
 	if got := c.stdout.String(); got != "tunnel web ready at 127.0.0.1:8001\n" {
 		t.Errorf("stdout %q", got)
 	}
@@ -315,7 +316,7 @@ func TestSchedulerSlots(t *testing.T) {
 	} else if exit, ok := errors.AsType[*cli.ExitError](err); !ok || exit.Code != cli.ExitUsage {
 		t.Errorf("got %v, want an error of usage", err)
 	}
-	var stderr output
+	var stderr logtest.Output
 	if err := tryLogin(t.Context(), unreachable(cfg), &stderr); err == nil {
 		t.Error("logged in to a server that does not exist")
 	}

@@ -256,7 +256,7 @@ func TestSilenceEndsConnection(t *testing.T) {
 	r := start(t, s.options(), nil)
 	s.login().welcome(func(w *wire.Welcome) { w.HeartbeatMs = 20 })
 	s.login().welcome(nil)
-	r.logs.await(t, errSilent.Error())
+	r.logs.Await(t, errSilent.Error())
 }
 
 func TestUnexpectedMessages(t *testing.T) {
