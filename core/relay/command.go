@@ -123,7 +123,7 @@ type ClosePool struct {
 }
 
 // Park answers PrefaceReceived: the conn gets READY and joins the pool, in the
-// loop where most PublicConns wait for one.
+// loop that it helps most.
 type Park struct {
 	Conn  ConnID
 	Pool  PoolID

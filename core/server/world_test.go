@@ -123,7 +123,7 @@ type world struct {
 }
 
 // inWorld runs a test against a hub. All clocks stand still unless everyone
-// sleeps.
+// sleeps, so a time.Sleep of the test is how time passes, and takes none.
 func inWorld(t *testing.T, p Policy, test func(w *world)) {
 	t.Helper()
 	serverTLS()
