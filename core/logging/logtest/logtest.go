@@ -52,7 +52,7 @@ func (o *Output) Await(tb testing.TB, text string) {
 	tb.Helper()
 	timeout := time.After(patience)
 	for {
-		all, written := o.look()
+		all, written := o.Look()
 		if strings.Contains(all, text) {
 			return
 		}
@@ -64,8 +64,9 @@ func (o *Output) Await(tb testing.TB, text string) {
 	}
 }
 
-// look gives what was written, and what is closed once there is more.
-func (o *Output) look() (string, <-chan struct{}) {
+// Look returns what was written so far, and a channel that is closed once there
+// is more.
+func (o *Output) Look() (string, <-chan struct{}) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.written == nil {
