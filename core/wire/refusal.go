@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"errors"
 	"strings"
 	"time"
 	"unicode"
@@ -49,6 +50,14 @@ func (e *RefusedError) Code() Code { return e.Refusal.GetCode() }
 // Permanent reports whether trying again with the same input cannot help, as
 // the refuser sees it.
 func (e *RefusedError) Permanent() bool { return e.Refusal.GetPermanent() }
+
+// RefusalOf returns the refusal inside err, or nil if there is none.
+func RefusalOf(err error) *Refusal {
+	if refused, ok := errors.AsType[*RefusedError](err); ok {
+		return refused.Refusal
+	}
+	return nil
+}
 
 // oneLine makes s safe to print: valid UTF-8, no control characters, at most
 // limit bytes.

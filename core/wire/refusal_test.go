@@ -60,12 +60,18 @@ func TestNewRefusalReason(t *testing.T) {
 func TestRefusedError(t *testing.T) {
 	refusal := NewRefusal(CodePortTaken, "port 443 is taken; choose another `remote_port`")
 	err := fmt.Errorf("register tunnel: %w", (&TunnelRejected{Name: "web", Refusal: refusal}).Err())
+	if got := RefusalOf(err); got != refusal {
+		t.Errorf("RefusalOf gave %v", got)
+	}
+	if RefusalOf(errors.New("other")) != nil {
+		t.Error("a refusal out of nowhere")
+	}
 	want := "register tunnel: refused (port taken): port 443 is taken; choose another `remote_port`"
 	if err.Error() != want {
 		t.Errorf("got %q, want %q", err, want)
 	}
 	refused, ok := errors.AsType[*RefusedError](err)
-	if !ok || refused.Refusal != refusal || refused.Permanent() || refused.Code() != CodePortTaken {
+	if !ok || refused.Permanent() || refused.Code() != CodePortTaken {
 		t.Errorf("got %+v", refused)
 	}
 
