@@ -85,10 +85,13 @@ func (r ToPool) admit(l *loop, t *tunnel, fd int, peer netip.AddrPort) {
 		l.refuse(c, Cut)
 		return
 	}
+	cell := &sh.pool.cells[l.id]
+	bump(&cell.claims, 1)
 	if p := sh.claim(l); p != nil {
 		l.start(p, c, r.Wire)
 		return
 	}
+	bump(&cell.missed, 1)
 	if sh.waiting.len() >= maxWaiting {
 		l.refuse(c, ConnLimit)
 		return
