@@ -60,8 +60,12 @@ type Limit struct {
 // Route says what becomes of an accepted connection: one of ToPool, ToPreface
 // and ToTarget.
 type Route interface {
-	accepted(l *loop, t *tunnel, fd int, peer netip.AddrPort)
+	route()
 }
+
+func (ToPool) route()    {}
+func (ToPreface) route() {}
+func (ToTarget) route()  {}
 
 // ToPool carries a PublicConn over a ProxyConn of a pool. Wire is the tunnel's
 // id in START. MaxConns bounds the tunnel's PublicConns, 0 does not.
