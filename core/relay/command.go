@@ -126,6 +126,13 @@ type ClosePool struct {
 	Cut  bool
 }
 
+// Trim closes idle conns of a server's pool, those claimed the longest ago
+// first, until no more than Idle are left.
+type Trim struct {
+	Pool PoolID
+	Idle int
+}
+
 // Park answers PrefaceReceived: the conn gets READY and joins the pool, in the
 // loop where most PublicConns wait for one.
 type Park struct {

@@ -147,7 +147,7 @@ func (e *Engine) pick() *loop {
 type pool struct {
 	id        PoolID
 	side      Side
-	maxIdle   atomic.Int32 // negative: no limit
+	maxIdle   atomic.Int32  // negative: no limit
 	look      atomic.Uint32 // counts calls of PoolUses
 	heartbeat time.Duration
 	cells     []poolCell

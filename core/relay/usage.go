@@ -15,14 +15,13 @@ type PoolUse struct {
 }
 
 // PoolUses appends the uses of the server's pools that have idle ProxyConns or
-// were asked for one since the call before, in no order, and begins a new
-// period. It does not wait for the loops. Only one caller gets whole periods.
+// were ever asked for one, in no order, and begins a new period. It does not wait for the loops. Only one caller gets whole periods.
 func (e *Engine) PoolUses(uses []PoolUse) []PoolUse {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for _, p := range e.pools {
 		if p.side == ServerSide {
-			if u := p.use(); u.Idle > 0 || u.Claims > 0 {
+			if u := p.use(); u.Idle > 0 || p.claims > 0 {
 				uses = append(uses, u)
 			}
 		}

@@ -45,7 +45,7 @@ type Control struct {
 	nextPing  time.Time
 	tunnels   map[string]*Tunnel
 	proxyIDs  window
-	demand    demand
+	supply    supply
 	proxies   int // open ProxyConns
 }
 
