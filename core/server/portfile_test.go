@@ -285,7 +285,7 @@ func TestPortsInUseAreDatedByTheirEnd(t *testing.T) {
 		w.open("web", 5000)
 		synctest.Wait()
 		used := func() time.Time { return newPortFile(path, w.log.logger()).load()[0].Used }
-		if got := used().Sub(time.Now()); got != saveOpen {
+		if got := time.Until(used()); got != saveOpen {
 			t.Errorf("while it is in use its time is %v from now, want the next save", got)
 		}
 		time.Sleep(saveOpen / 2)
