@@ -149,6 +149,9 @@ func TestRememberedPortsOfOthers(t *testing.T) {
 				t.Fatal(err)
 			}
 			bye(p)
+			if n := w.hub.maps.ports.open; n != 0 {
+				t.Fatalf("%d ports count as in use after their client has left", n)
+			}
 			time.Sleep(time.Minute)
 			if had = append(had, port); slices.Contains(had[:len(had)-1], port) {
 				t.Fatalf("ports %v", had)

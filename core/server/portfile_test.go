@@ -256,11 +256,12 @@ func TestPortsAreSaved(t *testing.T) {
 		if n := w.taken(); n != int(time.Hour/saveOpen) {
 			t.Errorf("in an hour ports in use were saved %d times", n)
 		}
-		w.do(func(m *portMemory) {
+		closeAll := func(m *portMemory) {
 			for o := range m.owners {
 				m.closed(o, time.Now())
 			}
-		})
+		}
+		w.do(closeAll)
 		time.Sleep(2 * saveEvery)
 		w.taken()
 		time.Sleep(time.Hour)
@@ -271,6 +272,7 @@ func TestPortsAreSaved(t *testing.T) {
 		w.open("late", 5001)
 		synctest.Wait()
 		w.open("later", 5002) // within the second
+		w.do(closeAll)
 		w.end()
 		if n := w.saved(); n != 103 {
 			t.Errorf("%d ports are saved at the end", n)
