@@ -76,6 +76,29 @@ func TestSpoiltPorts(t *testing.T) {
 	}
 }
 
+// The names of a full memory, however long, fit into a file that is read again.
+func TestFullMemoryIsRead(t *testing.T) {
+	m := newPortMemory()
+	for i := range maxRemembered {
+		name := fmt.Sprintf("%064d", i)
+		m.opened(portOwner{strings.Repeat(`"`, maxSubject-1) + fmt.Sprint(i%2), name, name}, uint16(1+i))
+	}
+	data, err := encodePorts(m.list(noon, 0).ports)
+	if err != nil || len(data) > 16<<20 {
+		t.Fatalf("%d bytes, %v", len(data), err)
+	}
+	ports, err := decodePorts(data)
+	if err != nil || len(ports) != maxRemembered {
+		t.Fatalf("%d ports, %v", len(ports), err)
+	}
+	again := newPortMemory()
+	again.restore(ports, noon)
+	again.sound(t)
+	if len(again.owners) != maxRemembered {
+		t.Errorf("%d ports were restored", len(again.owners))
+	}
+}
+
 func FuzzDecodePorts(f *testing.F) {
 	f.Add([]byte(goodPorts))
 	for text := range spoiltPorts() {
