@@ -65,6 +65,10 @@ func (t *Tunnel) wireID() uint32 { return uint32(t.id) }
 
 func (t *Tunnel) name() string { return t.spec.GetName() }
 
+func (t *Tunnel) owner() portOwner {
+	return portOwner{subject: t.control.key.subject, client: t.control.key.name, tunnel: t.name()}
+}
+
 func (t *Tunnel) registered() *wire.TunnelRegistered {
 	m := &wire.TunnelRegistered{Name: t.name(), Id: t.wireID()}
 	for _, a := range t.addresses {

@@ -93,7 +93,8 @@ type maps struct {
 	ousted    map[instance]time.Time   // superseded clients, until when they are refused
 	former    map[relay.PoolID]*former // closed pools with streams that run on
 	revoked   map[string]uint64        // subjects, by the revocation that named them
-	next      uint64                   // last pool or tunnel number given
+	ports     *portMemory
+	next      uint64 // last pool or tunnel number given
 }
 
 // former is a pool whose Control is gone. A revocation still cuts its streams.
@@ -117,7 +118,7 @@ func newHub(o *Options, e engine) *hub {
 			controls: make(map[controlKey]*Control), byID: make(map[uint64]*Control), instances: make(map[instance]*Control),
 			pools: make(map[relay.PoolID]*Control), tunnels: make(map[relay.TunnelID]*Tunnel), closing: make(map[relay.TunnelID]*departure),
 			ousted: make(map[instance]time.Time), former: make(map[relay.PoolID]*former), revoked: make(map[string]uint64),
-			next: uint64(proxyDoor),
+			ports: newPortMemory(), next: uint64(proxyDoor),
 		},
 	}
 }
