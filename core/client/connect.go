@@ -150,6 +150,7 @@ func (c *Client) hello(conn *tls.Conn, l login) (*wire.Hello, error) {
 		Epoch:         l.epoch,
 		Hostname:      printable(hostname(), wire.MaxHostname),
 		ClientVersion: printable(c.options.Version, wire.MaxVersionText),
+		PoolMax:       new(uint32(min(l.access.PoolMax, wire.MaxPool))),
 	}
 	if l.key == nil {
 		secret := l.access.Secret // a copy, cleared when it was sent

@@ -31,52 +31,45 @@ func (l *loop) lighter() *loop {
 
 // publicRoute is a Route of PublicConns.
 type publicRoute interface {
-	admit(l *loop, t *tunnel, fd int, peer netip.AddrPort)
+	Route
+	admit(l *loop, c *rawConn)
 }
 
-// passed brings an accepted PublicConn from another loop.
+// passed brings an accepted PublicConn, not counted yet, from another loop.
 type passed struct {
-	to     *loop
-	route  publicRoute
-	tunnel *tunnel
-	fd     int
-	peer   netip.AddrPort
+	route publicRoute
+	conn  *rawConn
 }
 
 func (m passed) apply(l *loop) {
-	l.visitors.Add(-1) // on its way no more: admit counts it
-	m.route.admit(l, m.tunnel, m.fd, m.peer)
+	l.visitors.Add(-1) // on its way no more: enter counts it
+	m.route.admit(l, m.conn)
 }
 
-func (m passed) discard() {
-	m.to.visitors.Add(-1)
-	closefd(m.fd)
+// lost closes a PublicConn that comes to a loop that has ended.
+func (m passed) lost(l *loop) {
+	l.visitors.Add(-1)
+	closefd(m.conn.fd)
 }
 
 // arrive admits a PublicConn in this loop or in one with less to do.
 func (l *loop) arrive(r publicRoute, t *tunnel, fd int, peer netip.AddrPort) {
+	c := &rawConn{socket: socket{fd: fd, canWrite: true}, state: rawWaiting, public: true, tunnel: t, source: newOrigin(peer)}
 	to := l.lighter()
 	if to == nil {
-		r.admit(l, t, fd, peer)
+		r.admit(l, c)
 		return
 	}
 	to.visitors.Add(1)
-	to.inbox.post(passed{to, r, t, fd, peer})
-}
-
-func (r ToPool) accepted(l *loop, t *tunnel, fd int, peer netip.AddrPort) { l.arrive(r, t, fd, peer) }
-
-func (r ToTarget) accepted(l *loop, t *tunnel, fd int, peer netip.AddrPort) {
-	l.arrive(r, t, fd, peer)
+	to.inbox.post(passed{r, c})
 }
 
 // admit claims a ProxyConn for a PublicConn, or lets it wait for one.
-func (r ToPool) admit(l *loop, t *tunnel, fd int, peer netip.AddrPort) {
-	c := l.newPublic(t, fd, peer)
-	if c == nil {
+func (r ToPool) admit(l *loop, c *rawConn) {
+	if !l.enter(c) {
 		return
 	}
-	if r.MaxConns > 0 && t.conns.Load() > int64(r.MaxConns) {
+	if r.MaxConns > 0 && c.tunnel.conns.Load() > int64(r.MaxConns) {
 		l.refuse(c, ConnLimit)
 		return
 	}
@@ -85,15 +78,17 @@ func (r ToPool) admit(l *loop, t *tunnel, fd int, peer netip.AddrPort) {
 		l.refuse(c, Cut)
 		return
 	}
+	cell := &sh.pool.cells[l.id]
+	bump(&cell.claims, 1)
 	if p := sh.claim(l); p != nil {
 		l.start(p, c, r.Wire)
 		return
 	}
+	bump(&cell.missed, 1)
 	if sh.waiting.len() >= maxWaiting {
 		l.refuse(c, ConnLimit)
 		return
 	}
-	c.state = rawWaiting
 	c.wait = &place{shard: sh, ticket: sh.waiting.push(c), wire: r.Wire}
 	l.timers.set(&c.timer, c, l.after(l.settings().Wait))
 	sh.publish(l)
@@ -101,9 +96,8 @@ func (r ToPool) admit(l *loop, t *tunnel, fd int, peer netip.AddrPort) {
 }
 
 // admit dials the target of a plain forwarder at once.
-func (r ToTarget) admit(l *loop, t *tunnel, fd int, peer netip.AddrPort) {
-	c := l.newPublic(t, fd, peer)
-	if c == nil {
+func (r ToTarget) admit(l *loop, c *rawConn) {
+	if !l.enter(c) {
 		return
 	}
 	if !c.source.valid() {
@@ -111,31 +105,30 @@ func (r ToTarget) admit(l *loop, t *tunnel, fd int, peer netip.AddrPort) {
 		return
 	}
 	c.state = rawJoined
-	f := &forwarding{stream: stream{front: c, tunnel: t}}
+	f := &forwarding{stream: stream{front: c, tunnel: c.tunnel}}
 	s := &f.stream
-	f.back = rawConn{socket: socket{fd: -1}, state: rawConnecting, tunnel: t, stream: s, source: c.source}
+	f.back = rawConn{socket: socket{fd: -1}, state: rawConnecting, tunnel: c.tunnel, stream: s, source: c.source}
 	s.back = &f.back
 	l.beginStream(s)
 	local := netip.AddrPort{}
 	if r.Target.ProxyProtocol != NoProxyHeader {
-		local, _ = localAddress(fd)
+		local, _ = localAddress(c.fd)
 	}
 	l.dialTarget(s.back, r.Target, local)
 }
 
-// newPublic registers an accepted socket, or refuses it.
-func (l *loop) newPublic(t *tunnel, fd int, peer netip.AddrPort) *rawConn {
-	c := &rawConn{socket: socket{fd: fd, canWrite: true}, state: rawWaiting, public: true, tunnel: t, source: newOrigin(peer)}
-	t.conns.Add(1)
+// enter counts and registers a PublicConn. False when it was refused.
+func (l *loop) enter(c *rawConn) bool {
+	c.tunnel.conns.Add(1)
 	l.visitors.Add(1)
 	total := l.engine.conns.Add(1)
 	if !c.register(l) {
 		l.refuse(c, NoDescriptors)
-		return nil
+		return false
 	}
 	if most := l.settings().MaxConns; most > 0 && total > int64(most) {
 		l.refuse(c, ConnLimit)
-		return nil
+		return false
 	}
-	return c
+	return true
 }

@@ -60,8 +60,12 @@ type Limit struct {
 // Route says what becomes of an accepted connection: one of ToPool, ToPreface
 // and ToTarget.
 type Route interface {
-	accepted(l *loop, t *tunnel, fd int, peer netip.AddrPort)
+	route()
 }
+
+func (ToPool) route()    {}
+func (ToPreface) route() {}
+func (ToTarget) route()  {}
 
 // ToPool carries a PublicConn over a ProxyConn of a pool. Wire is the tunnel's
 // id in START. MaxConns bounds the tunnel's PublicConns, 0 does not.
@@ -120,6 +124,13 @@ type OpenPool struct {
 type ClosePool struct {
 	Pool PoolID
 	Cut  bool
+}
+
+// Trim closes idle conns of a server's pool, those claimed the longest ago
+// first, until no more than Idle are left.
+type Trim struct {
+	Pool PoolID
+	Idle int
 }
 
 // Park answers PrefaceReceived: the conn gets READY and joins the pool, in the

@@ -147,10 +147,13 @@ func (e *Engine) pick() *loop {
 type pool struct {
 	id        PoolID
 	side      Side
-	maxIdle   atomic.Int32 // negative: no limit
+	maxIdle   atomic.Int32  // negative: no limit
+	look      atomic.Uint32 // counts calls of PoolUses
 	heartbeat time.Duration
 	cells     []poolCell
 	targets   map[uint32]*tunnel // of the client, by the id in START; under Engine.mu
+	claims    uint64             // that PoolUses told of, and misses; under Engine.mu
+	missed    uint64
 }
 
 func newPool(id PoolID, side Side, heartbeat time.Duration, loops int) *pool {
@@ -161,7 +164,10 @@ func newPool(id PoolID, side Side, heartbeat time.Duration, loops int) *pool {
 type poolCell struct {
 	idle    atomic.Int32
 	waiting atomic.Int32
-	_       [56]byte
+	claims  atomic.Uint64 // PublicConns that asked for a conn
+	missed  atomic.Uint64 // and found none that was idle
+	drawn   atomic.Uint64 // see usage
+	_       [32]byte
 }
 
 // idle is the number of idle conns over all loops.

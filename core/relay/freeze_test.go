@@ -173,7 +173,7 @@ func TestFreezeDeliversMessages(t *testing.T) {
 	e.loops[2].inbox.post(moved{conn: lent, pool: linkPool, donated: true})
 	a := &acceptor{tunnel: e.tunnel(linkTunnel)}
 	ours, visitor := tcpPair(t)
-	ToPool{Pool: linkPool, Wire: linkWire}.admit(e.loops[1], a.tunnel, ours, visitor.LocalAddr().(*net.TCPAddr).AddrPort()) // asks loop 0
+	e.loops[1].arrive(ToPool{Pool: linkPool, Wire: linkWire}, a.tunnel, ours, visitor.LocalAddr().(*net.TCPAddr).AddrPort()) // asks loop 0
 	s := e.surrender()
 	t.Cleanup(s.Close)
 	if len(s.Streams) != 1 || len(s.Conns) != 1 || len(s.Waiting) != 0 {

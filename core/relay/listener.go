@@ -235,7 +235,12 @@ func (a *acceptor) ready(l *loop, _ uint32) {
 				l.tell(Exhausted{Err: unix.EMFILE})
 				continue
 			}
-			a.route.accepted(l, a.tunnel, fd, peer)
+			switch r := a.route.(type) {
+			case publicRoute:
+				l.arrive(r, a.tunnel, fd, peer)
+			case ToPreface:
+				l.awaitPreface(fd, peer)
+			}
 		case unix.EAGAIN:
 			return
 		case unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM:

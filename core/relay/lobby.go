@@ -10,8 +10,8 @@ import (
 // oldest makes room, so that silent peers cannot keep others out.
 const maxLobby = 4096
 
-// accepted of the proxy port awaits a preface.
-func (ToPreface) accepted(l *loop, _ *tunnel, fd int, peer netip.AddrPort) {
+// awaitPreface begins with a conn of the proxy port.
+func (l *loop) awaitPreface(fd int, peer netip.AddrPort) {
 	if l.lobby.len() >= maxLobby {
 		l.closeProxy(l.lobby.items[0], PrefaceTimeout)
 	}

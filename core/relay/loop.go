@@ -238,6 +238,8 @@ func (l *loop) discardAll() {
 		switch m := m.(type) {
 		case moved:
 			m.lost(l, Stopped)
+		case passed:
+			m.lost(l)
 		case discarder:
 			m.discard()
 		}

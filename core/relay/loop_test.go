@@ -120,7 +120,7 @@ func TestRegisterRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	a := &acceptor{tunnel: l.engine.tunnel(linkTunnel)}
-	if c := l.newPublic(a.tunnel, fd, netip.AddrPort{}); c != nil {
+	if c := (&rawConn{socket: socket{fd: fd}, public: true, tunnel: a.tunnel}); l.enter(c) {
 		t.Fatal("registered a file")
 	}
 	if a.tunnel.conns.Load() != 0 || l.engine.conns.Load() != 0 {
@@ -334,7 +334,7 @@ func TestForwarderRefusesVisitorThatLeft(t *testing.T) {
 	l := stillLoop(t)
 	ours, _ := socketPair(t) // stands for a socket without a peer address
 	a := &acceptor{tunnel: l.engine.tunnel(linkTunnel)}
-	ToTarget{Target: Target{ProxyProtocol: ProxyV1}}.admit(l, a.tunnel, ours, netip.AddrPort{})
+	l.arrive(ToTarget{Target: Target{ProxyProtocol: ProxyV1}}, a.tunnel, ours, netip.AddrPort{})
 	if len(l.work.events) != 1 || l.work.events[0].(Refused).Reason != VisitorLeft {
 		t.Fatalf("told %v", l.work.events)
 	}

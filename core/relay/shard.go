@@ -28,7 +28,8 @@ type shard struct {
 	targets map[uint32]target // of the client, by the id in START
 	asked   int               // conns asked of other loops
 	beats   int64             // when the next heartbeat is due
-	told    bool              // on the list of short shards of this turn
+	usage   usage
+	told    bool // on the list of short shards of this turn
 	closed  bool
 	timer   timer
 }
@@ -124,10 +125,13 @@ func (m dropTarget) apply(l *loop) {
 	}
 }
 
-// publish shows the other loops how this shard stands.
+// publish shows the other loops, and PoolUses, how this shard stands.
 func (sh *shard) publish(l *loop) {
-	sh.pool.cells[l.id].idle.Store(int32(len(sh.idle)))
-	sh.pool.cells[l.id].waiting.Store(int32(sh.waiting.len()))
+	cell := &sh.pool.cells[l.id]
+	cell.idle.Store(int32(len(sh.idle)))
+	cell.waiting.Store(int32(sh.waiting.len()))
+	sh.usage.note(sh.pool.look.Load(), len(sh.idle))
+	cell.drawn.Store(sh.usage.packed())
 }
 
 // claim takes the idle conn that was used last, but none that has missed a

@@ -109,7 +109,8 @@ func (h *hub) comeBack(c *Control, a *arrival) (*Control, *wire.Refusal, time.Du
 	c.session = h.session(c.id, c.instance, a.hello.GetEpoch())
 	c.heartbeat = h.policy.Heartbeat
 	c.proxyIDs = window{}
-	c.demand = demand{}
+	c.supply.demand = demand{}
+	c.supply.keeps = keeps(a.hello)
 	h.welcome(c, a, true)
 	return c, nil, 0
 }
@@ -126,6 +127,7 @@ func (h *hub) newControl(key controlKey, inst instance, a *arrival) *Control {
 		tunnels:  make(map[string]*Tunnel),
 	}
 	c.heartbeat = h.policy.Heartbeat
+	c.supply.keeps = keeps(a.hello)
 	h.maps.byID[c.id] = c
 	h.maps.instances[inst] = c
 	h.maps.pools[c.pool] = c
@@ -146,6 +148,7 @@ func (h *hub) takeOver(c, old *Control) {
 			"client", c.key.name, "control", c.id, "former", old.id)
 	}
 	c.tunnels, old.tunnels = old.tunnels, nil
+	c.supply.appetite = old.supply.appetite // the same visitors come
 	for _, t := range c.tunnels {
 		t.control = c
 		h.limit(t)

@@ -45,7 +45,7 @@ type Control struct {
 	nextPing  time.Time
 	tunnels   map[string]*Tunnel
 	proxyIDs  window
-	demand    demand
+	supply    supply
 	proxies   int // open ProxyConns
 }
 
@@ -64,6 +64,10 @@ type Tunnel struct {
 func (t *Tunnel) wireID() uint32 { return uint32(t.id) }
 
 func (t *Tunnel) name() string { return t.spec.GetName() }
+
+func (t *Tunnel) owner() portOwner {
+	return portOwner{subject: t.control.key.subject, client: t.control.key.name, tunnel: t.name()}
+}
 
 func (t *Tunnel) registered() *wire.TunnelRegistered {
 	m := &wire.TunnelRegistered{Name: t.name(), Id: t.wireID()}

@@ -17,6 +17,8 @@ type demand struct {
 	waiting map[int]report // by loop
 	asked   int            // asked for and not arrived
 	askedAt time.Time
+	since   time.Time     // when the first of them was asked for; zero once one arrived
+	refill  time.Duration // from asking to arriving, lately
 }
 
 type report struct {
@@ -33,8 +35,12 @@ func (d *demand) noted(loop, n int, now time.Time) {
 }
 
 // arrived counts a new ProxyConn, which serves one that waits.
-func (d *demand) arrived() {
+func (d *demand) arrived(now time.Time) {
 	d.asked = max(0, d.asked-1)
+	if !d.since.IsZero() {
+		d.refill = max(now.Sub(d.since), d.refill*3/4)
+		d.since = time.Time{}
+	}
 	most := -1
 	for loop, r := range d.waiting {
 		if most < 0 || r.n > d.waiting[most].n {
@@ -47,9 +53,10 @@ func (d *demand) arrived() {
 	}
 }
 
-// ask gives the number of ProxyConns to ask for now, and notes it as asked.
-func (d *demand) ask(now time.Time) int {
-	total := 0
+// ask gives the number of ProxyConns to ask for now, and notes it as asked: one
+// for each PublicConn that waits, and so many spare ones.
+func (d *demand) ask(spare int, now time.Time) int {
+	total := spare
 	for loop, r := range d.waiting {
 		if now.Sub(r.at) > reportLife {
 			delete(d.waiting, loop)
@@ -63,6 +70,9 @@ func (d *demand) ask(now time.Time) int {
 	n := min(total-d.asked, maxNeed)
 	if n <= 0 {
 		return 0
+	}
+	if d.asked == 0 {
+		d.since = now
 	}
 	d.asked += n
 	d.askedAt = now

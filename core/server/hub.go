@@ -21,6 +21,7 @@ import (
 type engine interface {
 	Submit(relay.Command)
 	Events() <-chan []relay.Event
+	PoolUses(uses []relay.PoolUse) []relay.PoolUse
 }
 
 // proxyDoor is the relay's name for the listener of the proxy port; tunnels
@@ -53,6 +54,7 @@ type hub struct {
 type sweep struct {
 	*time.Ticker
 	running bool
+	uses    []relay.PoolUse
 }
 
 func (s *sweep) begin(every time.Duration) {
@@ -91,7 +93,8 @@ type maps struct {
 	ousted    map[instance]time.Time   // superseded clients, until when they are refused
 	former    map[relay.PoolID]*former // closed pools with streams that run on
 	revoked   map[string]uint64        // subjects, by the revocation that named them
-	next      uint64                   // last pool or tunnel number given
+	ports     *portMemory
+	next      uint64 // last pool or tunnel number given
 }
 
 // former is a pool whose Control is gone. A revocation still cuts its streams.
@@ -115,7 +118,7 @@ func newHub(o *Options, e engine) *hub {
 			controls: make(map[controlKey]*Control), byID: make(map[uint64]*Control), instances: make(map[instance]*Control),
 			pools: make(map[relay.PoolID]*Control), tunnels: make(map[relay.TunnelID]*Tunnel), closing: make(map[relay.TunnelID]*departure),
 			ousted: make(map[instance]time.Time), former: make(map[relay.PoolID]*former), revoked: make(map[string]uint64),
-			next: uint64(proxyDoor),
+			ports: newPortMemory(), next: uint64(proxyDoor),
 		},
 	}
 }
@@ -189,7 +192,7 @@ func (h *hub) event(ev relay.Event) {
 	case relay.ConnOpened:
 		if c := h.maps.pools[ev.Pool]; c != nil {
 			c.proxies++
-			c.demand.arrived()
+			c.supply.arrived(time.Now())
 		}
 	case relay.ConnClosed:
 		if c := h.maps.pools[ev.Pool]; c != nil {
@@ -265,13 +268,8 @@ func (h *hub) needed(ev relay.Needed) {
 		return
 	}
 	now := time.Now()
-	c.demand.noted(ev.Loop, ev.Waiting, now)
-	if c.link == nil {
-		return // the client is away; visitors wait for it as long as they can
-	}
-	if n := c.demand.ask(now); n > 0 {
-		c.send((&wire.NeedProxyConn{N: uint32(n)}).ServerMessage())
-	}
+	c.supply.noted(ev.Loop, ev.Waiting, now)
+	c.ask(0, now)
 }
 
 // apply takes a new policy. Tunnels that are open keep their listeners; what
@@ -332,6 +330,7 @@ func (h *hub) tick(now time.Time) {
 			c.send((&wire.Ping{}).ServerMessage())
 		}
 	}
+	h.stock(now)
 	for id, until := range h.maps.ousted {
 		if now.After(until) {
 			delete(h.maps.ousted, id)

@@ -42,9 +42,9 @@ func TestDemand(t *testing.T) {
 					d.noted(s.loop, s.n, now)
 				}
 				for range s.arrive {
-					d.arrived()
+					d.arrived(now)
 				}
-				if got := d.ask(now); got != s.ask {
+				if got := d.ask(0, now); got != s.ask {
 					t.Fatalf("step %d: asks for %d, want %d", i, got, s.ask)
 				}
 			}
@@ -65,9 +65,9 @@ func TestDemandProperty(t *testing.T) {
 			case 0:
 				d.noted(draw.IntN(4), draw.IntN(600), now)
 			case 1:
-				d.arrived()
+				d.arrived(now)
 			}
-			n := d.ask(now)
+			n := d.ask(0, now)
 			total := 0
 			for _, r := range d.waiting {
 				total += r.n
@@ -78,7 +78,7 @@ func TestDemandProperty(t *testing.T) {
 		}
 		now = now.Add(requestLife + time.Second)
 		d.noted(0, 700, now)
-		got := d.ask(now) + d.ask(now) + d.ask(now)
+		got := d.ask(0, now) + d.ask(0, now) + d.ask(0, now)
 		if got != 700 {
 			t.Fatalf("seed %d: asked for %d of 700", seed, got)
 		}

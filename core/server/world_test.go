@@ -31,10 +31,19 @@ type fakeEngine struct {
 	commands []relay.Command
 	taken    map[uint16]error // what binding a port fails with
 	slow     bool             // answers to Unlisten wait for release
+	uses     []relay.PoolUse  // what PoolUses tells once
 	unsaid   []relay.Event
 }
 
 func (e *fakeEngine) Events() <-chan []relay.Event { return e.events }
+
+func (e *fakeEngine) PoolUses(uses []relay.PoolUse) []relay.PoolUse {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	uses = append(uses, e.uses...)
+	e.uses = nil
+	return uses
+}
 
 func (e *fakeEngine) Submit(c relay.Command) {
 	e.mu.Lock()

@@ -44,6 +44,7 @@ func (x *Hello) LogValue() slog.Value {
 		slog.String("hostname", x.GetHostname()),
 		slog.String("client_version", x.GetClientVersion()),
 		slog.String("auth", auth),
+		slog.Uint64("pool_max", uint64(x.GetPoolMax())),
 	)
 }
 

@@ -129,6 +129,9 @@ func (x *Hello) validate() error {
 	if err := text("client_version", x.GetClientVersion(), MaxVersionText); err != nil {
 		return err
 	}
+	if err := between("pool_max", uint64(x.GetPoolMax()), 0, MaxPool); err != nil {
+		return err
+	}
 	switch auth := x.GetAuth().(type) {
 	case *Hello_Credential:
 		if err := ValidateName(auth.Credential.GetName()); err != nil {

@@ -493,7 +493,10 @@ type Hello struct {
 	//
 	//	*Hello_Credential
 	//	*Hello_Proof
-	Auth          isHello_Auth `protobuf_oneof:"auth"`
+	Auth isHello_Auth `protobuf_oneof:"auth"`
+	// The most idle ProxyConns that the client keeps. The server asks for no more;
+	// without this field its own bound holds.
+	PoolMax       *uint32 `protobuf:"varint,9,opt,name=pool_max,json=poolMax,proto3,oneof" json:"pool_max,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -593,6 +596,13 @@ func (x *Hello) GetProof() []byte {
 		}
 	}
 	return nil
+}
+
+func (x *Hello) GetPoolMax() uint32 {
+	if x != nil && x.PoolMax != nil {
+		return *x.PoolMax
+	}
+	return 0
 }
 
 type isHello_Auth interface {
@@ -1361,7 +1371,7 @@ const file_core_wire_wire_proto_rawDesc = "" +
 	"\x0fneed_proxy_conn\x18\x04 \x01(\v2\x1d.cproxy.wire.v1.NeedProxyConnH\x00R\rneedProxyConn\x12*\n" +
 	"\x04ping\x18\x05 \x01(\v2\x14.cproxy.wire.v1.PingH\x00R\x04ping\x123\n" +
 	"\agoodbye\x18\x06 \x01(\v2\x17.cproxy.wire.v1.GoodbyeH\x00R\agoodbyeB\x06\n" +
-	"\x04kind\"\x88\x02\n" +
+	"\x04kind\"\xb5\x02\n" +
 	"\x05Hello\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1a\n" +
@@ -1372,8 +1382,10 @@ const file_core_wire_wire_proto_rawDesc = "" +
 	"\n" +
 	"credential\x18\a \x01(\v2\x1a.cproxy.wire.v1.CredentialH\x00R\n" +
 	"credential\x12\x16\n" +
-	"\x05proof\x18\b \x01(\fH\x00R\x05proofB\x06\n" +
-	"\x04auth\"8\n" +
+	"\x05proof\x18\b \x01(\fH\x00R\x05proof\x12\x1e\n" +
+	"\bpool_max\x18\t \x01(\rH\x01R\apoolMax\x88\x01\x01B\x06\n" +
+	"\x04authB\v\n" +
+	"\t_pool_max\"8\n" +
 	"\n" +
 	"Credential\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +

@@ -130,6 +130,24 @@ func TestSmallPool(t *testing.T) {
 	eventually(t, "the pool shrinks", func() error { return w.leaks(w.client, 1) })
 }
 
+// No ProxyConn is open before the first visitor; then there are some for the
+// next, who need not wait for the client.
+func TestWarmPool(t *testing.T) {
+	t.Parallel()
+	w := echoWorld(t, setup{})
+	if c := w.take(w.client); c.proxy > 0 {
+		t.Errorf("%v before the first visitor", c)
+	}
+	first := visit(t, w.web())
+	say(t, first, "hello")
+	eventually(t, "there are spare ProxyConns", func() error {
+		if c := w.take(w.client); c.proxy < 3 {
+			return fmt.Errorf("%v", c)
+		}
+		return nil
+	})
+}
+
 // Several services of one client are not mixed up.
 func TestSeveralTunnels(t *testing.T) {
 	t.Parallel()
