@@ -11,6 +11,7 @@ import (
 
 	"github.com/cproxy/cproxy/core/frame"
 	"github.com/cproxy/cproxy/core/identity"
+	"github.com/cproxy/cproxy/core/logging/logtest"
 	"github.com/cproxy/cproxy/core/relay"
 	"github.com/cproxy/cproxy/core/wire"
 )
@@ -269,7 +270,7 @@ func TestPortsSurviveARestart(t *testing.T) {
 	if err := os.WriteFile(file, []byte("broken"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	o := testOptions(&guard{}, new(logbook))
+	o := testOptions(&guard{}, new(logtest.Output))
 	o.CtlListen, o.PortsFile = ctl, file
 	s, err := New(o)
 	if err != nil {

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/cproxy/cproxy/core/identity"
+	"github.com/cproxy/cproxy/core/logging/logtest"
 )
 
 const goodPorts = `{"version": 1, "ports": [
@@ -147,8 +148,8 @@ func TestPortsFileIsLoaded(t *testing.T) {
 			if err := test.prepare(path); err != nil {
 				t.Fatal(err)
 			}
-			log := new(logbook)
-			f := newPortFile(path, log.logger())
+			log := new(logtest.Output)
+			f := newPortFile(path, log.Logger())
 			if got := f.load(); len(got) != test.ports {
 				t.Errorf("loaded %v", got)
 			}
@@ -168,7 +169,7 @@ func TestPortsFileIsLoaded(t *testing.T) {
 				t.Errorf("the file is not kept aside: %v", err)
 			}
 			f.save([]savedPort{{"alice", "host", "web", 5000, noon}})
-			if got := newPortFile(path, log.logger()).load(); len(got) != 1 {
+			if got := newPortFile(path, log.Logger()).load(); len(got) != 1 {
 				t.Errorf("then %v was loaded", got)
 			}
 		})
@@ -180,8 +181,8 @@ func TestPortsFileIsLoaded(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		log := new(logbook)
-		newPortFile(path, log.logger()).load()
+		log := new(logtest.Output)
+		newPortFile(path, log.Logger()).load()
 		if !strings.Contains(log.String(), "kept_as="+path+" ") || !strings.Contains(log.String(), "rename") {
 			t.Errorf("log %s", log)
 		}
@@ -192,7 +193,7 @@ func TestPortsFileIsLoaded(t *testing.T) {
 type writtenPorts struct {
 	t    *testing.T
 	file *portFile
-	log  *logbook
+	log  *logtest.Output
 	end  func()
 
 	mu     sync.Mutex // is what the hub's goroutine is elsewhere
@@ -219,8 +220,8 @@ func (w *writtenPorts) taken() (n int) {
 
 func keepWritten(t *testing.T, path string) *writtenPorts {
 	t.Helper()
-	w := &writtenPorts{t: t, log: new(logbook), memory: newPortMemory()}
-	w.file = newPortFile(path, w.log.logger())
+	w := &writtenPorts{t: t, log: new(logtest.Output), memory: newPortMemory()}
+	w.file = newPortFile(path, w.log.Logger())
 	ctx, cancel := context.WithCancel(t.Context())
 	var running sync.WaitGroup
 	running.Go(func() {
@@ -309,7 +310,7 @@ func TestPortsInUseAreDatedByTheirEnd(t *testing.T) {
 		w := keepWritten(t, path)
 		w.open("web", 5000)
 		synctest.Wait()
-		used := func() time.Time { return newPortFile(path, w.log.logger()).load()[0].Used }
+		used := func() time.Time { return newPortFile(path, w.log.Logger()).load()[0].Used }
 		if got := time.Until(used()); got != saveOpen {
 			t.Errorf("while it is in use its time is %v from now, want the next save", got)
 		}
@@ -363,8 +364,8 @@ func TestPortsThatCannotBeSaved(t *testing.T) {
 // A write that fails leaves the file as it was, and is made up for at the end.
 func TestFailedSaveLeavesTheFile(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "ports.json")
-	log := new(logbook)
-	f := newPortFile(path, log.logger())
+	log := new(logtest.Output)
+	f := newPortFile(path, log.Logger())
 	m := newPortMemory()
 	m.opened(ownerNamed("web"), 5000)
 	f.save(m.list(time.Now(), 0).ports)
