@@ -41,8 +41,8 @@ func serverKeys() []key {
 // clientKeys are the settings of cproxy-client, in the order of the documentation.
 func clientKeys() []key {
 	keys := append([]key{
-		{path: "server", kind: kindString, restart: true, help: "`host:port` of the server's CtlPort. Required."},
-		{path: "pin", kind: kindString, help: "`sha256:` and 43 characters: fingerprint of the server's public key. Not together with `ca_file`."},
+		{path: "server", kind: kindServers, help: "`host:port` of the server's CtlPort, or a list of such that are tried in turn, see [Several servers](#several-servers). Required."},
+		{path: "pin", kind: kindPins, help: "`sha256:` and 43 characters: fingerprint of the server's public key, or a list of such, of which any is right. Not together with `ca_file`."},
 		{path: "ca_file", kind: kindString, help: "PEM file with the authorities that may sign the server's certificate. With neither `pin` nor `ca_file` those of the system count."},
 		{path: "token_file", kind: kindString, help: "File that holds `NAME:SECRET`, mode 0600. Exactly one of `token_file` and `token` is required."},
 		{path: "token", kind: kindSecret, help: "`NAME:SECRET` itself; the configuration file should then have mode 0600."},
