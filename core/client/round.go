@@ -66,10 +66,11 @@ func (r *round) failed(err error, now time.Time) {
 	}
 }
 
-// note remembers until when the server wants to be left alone.
+// note remembers until when the server wants to be left alone. One at which the
+// client was superseded is not passed over for another.
 func (r *round) note(err error, now time.Time) {
 	refused, ok := errors.AsType[*wire.RefusedError](err)
-	if !ok || refused.RetryAfter <= 0 {
+	if !ok || refused.RetryAfter <= 0 || isSuperseded(err) {
 		return
 	}
 	if r.asked == nil {

@@ -58,6 +58,11 @@ func TestRoundOrder(t *testing.T) {
 			}
 		})
 	}
+	var r round
+	r.order(abc, "", time.Unix(1, 0), map[string]error{"a": refusalOf(wire.CodeSuperseded, time.Minute)})
+	if r.begin(abc, "", time.Unix(2, 0)); r.server != "a" {
+		t.Errorf("a superseded client goes on at %s", r.server)
+	}
 	if !slices.Equal(abc, []string{"a", "b", "c"}) {
 		t.Errorf("the list of the configuration was changed to %q", abc)
 	}
