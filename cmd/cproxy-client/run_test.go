@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -161,6 +162,39 @@ func TestRunServerFlag(t *testing.T) {
 	elsewhere.Address = "127.0.0.1:1"
 	path := write(t, "client.toml", configuration(elsewhere))
 	if code, _, stderr := execute("", "run", "--config", path, "--server", s.join.Address); code != cli.ExitRefused {
+		t.Errorf("exit code %d: %s", code, stderr)
+	}
+}
+
+// Of several servers one may refuse; all together end the command.
+func TestRunSeveralServers(t *testing.T) {
+	good, forbids, refuses := startServer(t, 0), startServer(t, wire.CodeForbidden), startServer(t, wire.CodeBadCredential)
+	config := func(servers ...*server) string {
+		var addresses, pins []string
+		for _, s := range servers {
+			addresses, pins = append(addresses, s.join.Address), append(pins, s.join.Pin.String())
+		}
+		return fmt.Sprintf("server = [\"%s\"]\npin = [\"%s\"]\ntoken = %q\n%s", strings.Join(addresses, `", "`), strings.Join(pins, `", "`),
+			identity.FormatCredential(good.join.Name, good.join.Secret), tunnel("web", 8001))
+	}
+	c := startRun(t, write(t, "client.toml", config(forbids, good)))
+	c.stdout.await(t, "tunnel web ready at 127.0.0.1:8001\n")
+	c.stderr.await(t, "trying the next one")
+
+	code, _, stderr := execute("", "run", "--config", write(t, "refused.toml", config(forbids, refuses)))
+	if code != cli.ExitRefused || !strings.Contains(stderr, "every server refuses this client") {
+		t.Errorf("exit code %d: %s", code, stderr)
+	}
+	code, out, stderr := execute("", "check", "--connect", "--config", write(t, "check.toml", config(good, refuses)))
+	if code != cli.ExitRefused || out != "" || !strings.Contains(stderr, refuses.join.Address) {
+		t.Errorf("exit code %d: %s", code, stderr)
+	}
+}
+
+func TestTCPRefused(t *testing.T) {
+	s := startServer(t, wire.CodeForbidden)
+	code, _, stderr := execute(s.join.Reveal(), "tcp", "8080", "--join", "-")
+	if code != cli.ExitRefused || !strings.Contains(stderr, "forbidden") {
 		t.Errorf("exit code %d: %s", code, stderr)
 	}
 }

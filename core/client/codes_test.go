@@ -41,104 +41,108 @@ func codeRules() map[wire.Code]codeRule {
 	}
 }
 
-// eachCode runs a test for every code there is.
-func eachCode(t *testing.T, test func(t *testing.T, code wire.Code, rule codeRule)) {
+func TestEveryCodeHasARule(t *testing.T) {
 	rules := codeRules()
-	for number := range wire.Code_name {
-		code := wire.Code(number)
-		t.Run(code.String(), func(t *testing.T) {
-			rule, known := rules[code]
-			if !known {
-				t.Fatal("nobody has decided what a client does about this code")
-			}
-			test(t, code, rule)
-		})
+	for number, name := range wire.Code_name {
+		if _, known := rules[wire.Code(number)]; !known {
+			t.Errorf("nobody has decided what a client does about %s", name)
+		}
 	}
 }
 
 func TestFirstRefusal(t *testing.T) {
-	eachCode(t, func(t *testing.T, code wire.Code, rule codeRule) {
-		s := newFakeServer(t)
-		r := start(t, s.options(), nil)
-		s.login().goodbye(code)
-		if !rule.permanent {
-			if k := s.login(); k.hello.GetEpoch() != 2 || k.hello.GetCredential() == nil {
-				t.Errorf("second Hello: %v, want epoch 2 with the credential", k.hello)
+	for code, rule := range codeRules() {
+		t.Run(code.String(), func(t *testing.T) {
+			s := newFakeServer(t)
+			r := start(t, s.options(), nil)
+			s.login().goodbye(code)
+			if !rule.permanent {
+				if k := s.login(); k.hello.GetEpoch() != 2 || k.hello.GetCredential() == nil {
+					t.Errorf("second Hello: %v, want epoch 2 with the credential", k.hello)
+				}
+				return
 			}
-			return
-		}
-		err := r.result()
-		if refused, ok := errors.AsType[*wire.RefusedError](err); !ok || refused.Code() != code || !IsRefused(err) {
-			t.Errorf("Run = %v, want a refusal for good with %v", err, code)
-		}
-	})
+			err := r.result()
+			if refused, ok := errors.AsType[*wire.RefusedError](err); !ok || refused.Code() != code || !IsRefused(err) {
+				t.Errorf("Run = %v, want a refusal for good with %v", err, code)
+			}
+		})
+	}
 }
 
 func TestRefusalWhileConnected(t *testing.T) {
-	eachCode(t, func(t *testing.T, code wire.Code, rule codeRule) {
-		s := newFakeServer(t)
-		start(t, s.options(), nil)
-		s.login().welcome(nil).goodbye(code)
-		k := s.login() // whatever it was
-		if got := k.hello.GetProof() != nil; got != rule.session || k.hello.GetEpoch() != 2 {
-			t.Errorf("next Hello: %v, want a proof: %v", k.hello, rule.session)
-		}
-		k.welcome(nil).quiet()
-	})
+	for code, rule := range codeRules() {
+		t.Run(code.String(), func(t *testing.T) {
+			s := newFakeServer(t)
+			start(t, s.options(), nil)
+			s.login().welcome(nil).goodbye(code)
+			k := s.login() // whatever it was
+			if got := k.hello.GetProof() != nil; got != rule.session || k.hello.GetEpoch() != 2 {
+				t.Errorf("next Hello: %v, want a proof: %v", k.hello, rule.session)
+			}
+			k.welcome(nil).quiet()
+		})
+	}
 }
 
 // A proof that is refused for now is tried again; one that is refused for good,
 // or not known, is not.
 func TestRefusalOfAProof(t *testing.T) {
-	eachCode(t, func(t *testing.T, code wire.Code, rule codeRule) {
-		s := newFakeServer(t)
-		start(t, s.options(), nil)
-		s.login().welcome(nil).drop()
-		k := s.login()
-		if k.hello.GetProof() == nil {
-			t.Fatalf("second Hello: %v, want a proof", k.hello)
-		}
-		k.goodbye(code)
-		k = s.login()
-		want := !rule.permanent && code != wire.CodeNotResumable
-		if got := k.hello.GetProof() != nil; got != want || k.hello.GetEpoch() != 3 {
-			t.Errorf("third Hello: %v, want a proof: %v", k.hello, want)
-		}
-		k.welcome(nil).quiet()
-	})
+	for code, rule := range codeRules() {
+		t.Run(code.String(), func(t *testing.T) {
+			s := newFakeServer(t)
+			start(t, s.options(), nil)
+			s.login().welcome(nil).drop()
+			k := s.login()
+			if k.hello.GetProof() == nil {
+				t.Fatalf("second Hello: %v, want a proof", k.hello)
+			}
+			k.goodbye(code)
+			k = s.login()
+			want := !rule.permanent && code != wire.CodeNotResumable
+			if got := k.hello.GetProof() != nil; got != want || k.hello.GetEpoch() != 3 {
+				t.Errorf("third Hello: %v, want a proof: %v", k.hello, want)
+			}
+			k.welcome(nil).quiet()
+		})
+	}
 }
 
 func TestRefusalOfTheOnlyTunnel(t *testing.T) {
-	eachCode(t, func(t *testing.T, code wire.Code, rule codeRule) {
-		s := newFakeServer(t)
-		r := start(t, s.options(local("web")), nil)
-		k := s.login().welcome(nil)
-		k.registers("web")
-		k.reject("web", code)
-		if !rule.permanent {
+	for code, rule := range codeRules() {
+		t.Run(code.String(), func(t *testing.T) {
+			s := newFakeServer(t)
+			r := start(t, s.options(local("web")), nil)
+			k := s.login().welcome(nil)
 			k.registers("web")
-			return
-		}
-		err := r.result()
-		if refused, ok := errors.AsType[*wire.RefusedError](err); !ok || refused.Code() != code || !IsRefused(err) {
-			t.Errorf("Run = %v, want a refusal for good with %v", err, code)
-		}
-	})
+			k.reject("web", code)
+			if !rule.permanent {
+				k.registers("web")
+				return
+			}
+			err := r.result()
+			if refused, ok := errors.AsType[*wire.RefusedError](err); !ok || refused.Code() != code || !IsRefused(err) {
+				t.Errorf("Run = %v, want a refusal for good with %v", err, code)
+			}
+		})
+	}
 }
 
 // Once connected, a tunnel that is refused for good ends nothing but itself.
 func TestRefusalOfATunnelLater(t *testing.T) {
-	eachCode(t, func(t *testing.T, code wire.Code, rule codeRule) {
-		s := newFakeServer(t)
-		start(t, s.options(local("web")), nil)
-		s.login().welcome(nil).drop()
-		k := s.login().welcome(nil)
-		k.registers("web")
-		k.reject("web", code)
-		if rule.permanent {
-			k.quiet()
-			return
-		}
-		k.registers("web")
-	})
+	for code, rule := range codeRules() {
+		t.Run(code.String(), func(t *testing.T) {
+			s := newFakeServer(t)
+			start(t, s.options(local("web")), nil)
+			s.login().welcome(nil).drop()
+			k := s.login().welcome(nil)
+			k.registers("web")
+			k.reject("web", code)
+			if rule.permanent {
+				k.quiet()
+				return
+			}
+			k.registers("web")
+		})
+	}
 }

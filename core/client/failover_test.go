@@ -37,7 +37,7 @@ func nextOf(t *testing.T, fleet []*fakeServer, want int) *fakeControl {
 		cases = append(cases, reflect.SelectCase{Dir: reflect.SelectRecv, Chan: reflect.ValueOf(s.logins)})
 	}
 	_, got, _ := reflect.Select(cases)
-	k, ok := got.Interface().(*fakeControl)
+	k, ok := reflect.TypeAssert[*fakeControl](got)
 	if !ok {
 		t.Fatal("the client did not log in")
 	}

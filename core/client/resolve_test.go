@@ -26,6 +26,7 @@ type fakeDNS struct {
 }
 
 func newFakeDNS(t *testing.T, addresses ...netip.Addr) *fakeDNS {
+	t.Helper()
 	d := &fakeDNS{addresses: addresses}
 	t.Cleanup(d.tasks.Wait)
 	return d
