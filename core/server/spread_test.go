@@ -1,8 +1,12 @@
 package server
 
 import (
+	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
+
+	"github.com/cproxy/cproxy/core/retry"
 )
 
 // No second is given to more clients than a server logs in within it.
@@ -36,5 +40,33 @@ func TestShutdownSpread(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// The jitter that clients add keeps the herd spread: no second sees many more
+// logins than the server asked for, and no client comes early.
+func TestHerdWithJitter(t *testing.T) {
+	const clients = 2000
+	var herd spread
+	draw := rand.New(rand.NewPCG(1, 2))
+	var logins []time.Duration
+	for range clients {
+		backoff := retry.Backoff{Int64N: draw.Int64N}
+		asked := herd.next()
+		at := backoff.NextAfter(asked)
+		if at < asked || at > asked+retry.DefaultBase {
+			t.Fatalf("a client that is asked back after %v comes after %v", asked, at)
+		}
+		logins = append(logins, at)
+	}
+	slices.Sort(logins)
+	most := 0
+	for i, at := range logins {
+		n, _ := slices.BinarySearch(logins, at+time.Second)
+		most = max(most, n-i)
+	}
+	t.Logf("%d clients come from %v to %v, at most %d in any second", clients, logins[0], logins[clients-1], most)
+	if most > shutdownRate*6/5 {
+		t.Errorf("%d clients come within a second, want about %d", most, shutdownRate)
 	}
 }
