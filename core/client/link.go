@@ -79,6 +79,9 @@ func (o *owner) attempted(ctx context.Context, a attempt) error {
 		o.opened(ctx, a)
 		return nil
 	}
+	if ctx.Err() != nil {
+		return nil // the client ends, and the attempt by it
+	}
 	refused, isRefused := errors.AsType[*wire.RefusedError](a.err)
 	unknown := a.proved && isRefused && refused.Code() == wire.CodeNotResumable
 	if a.proved && (unknown || isRefused && refused.Permanent()) {
