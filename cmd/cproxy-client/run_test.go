@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -122,7 +123,7 @@ func TestKeepFixed(t *testing.T) {
 	after := load(write(t, "client.toml", configuration(other)+"loops = 9\npool.max = 9\ntimeouts.idle = \"9s\"\n"+
 		"log.level = \"warn\"\nlog.format = \"json\"\n"+tunnel("web", 9)))
 	all := config.DiffClient(before, after)
-	if len(all.Restart) < 4 || len(all.Reload) < 4 {
+	if len(all.Restart) < 3 || len(all.Reload) < 4 {
 		t.Fatalf("the two differ only in %+v", all)
 	}
 	kept := keepFixed(before, after)
@@ -162,6 +163,39 @@ func TestRunServerFlag(t *testing.T) {
 	elsewhere.Address = "127.0.0.1:1"
 	path := write(t, "client.toml", configuration(elsewhere))
 	if code, _, stderr := execute("", "run", "--config", path, "--server", s.join.Address); code != cli.ExitRefused {
+		t.Errorf("exit code %d: %s", code, stderr)
+	}
+}
+
+// Of several servers one may refuse; all together end the command.
+func TestRunSeveralServers(t *testing.T) {
+	good, forbids, refuses := startServer(t, 0), startServer(t, wire.CodeForbidden), startServer(t, wire.CodeBadCredential)
+	config := func(servers ...*server) string {
+		var addresses, pins []string
+		for _, s := range servers {
+			addresses, pins = append(addresses, s.join.Address), append(pins, s.join.Pin.String())
+		}
+		return fmt.Sprintf("server = [\"%s\"]\npin = [\"%s\"]\ntoken = %q\n%s", strings.Join(addresses, `", "`), strings.Join(pins, `", "`),
+			identity.FormatCredential(good.join.Name, good.join.Secret), tunnel("web", 8001))
+	}
+	c := startRun(t, write(t, "client.toml", config(forbids, good)))
+	c.stdout.await(t, "tunnel web ready at 127.0.0.1:8001\n")
+	c.stderr.await(t, "trying the next one")
+
+	code, _, stderr := execute("", "run", "--config", write(t, "refused.toml", config(forbids, refuses)))
+	if code != cli.ExitRefused || !strings.Contains(stderr, "every server refuses this client") {
+		t.Errorf("exit code %d: %s", code, stderr)
+	}
+	code, out, stderr := execute("", "check", "--connect", "--config", write(t, "check.toml", config(good, refuses)))
+	if code != cli.ExitRefused || out != "" || !strings.Contains(stderr, refuses.join.Address) {
+		t.Errorf("exit code %d: %s", code, stderr)
+	}
+}
+
+func TestTCPRefused(t *testing.T) {
+	s := startServer(t, wire.CodeForbidden)
+	code, _, stderr := execute(s.join.Reveal(), "tcp", "8080", "--join", "-")
+	if code != cli.ExitRefused || !strings.Contains(stderr, "forbidden") {
 		t.Errorf("exit code %d: %s", code, stderr)
 	}
 }
@@ -267,7 +301,8 @@ func TestReloadable(t *testing.T) {
 	pin := identity.Pin{7}
 	cfg := &config.Client{
 		Token:    config.NewSecret(identity.FormatCredential("token", identity.TokenSecret{1})),
-		Pin:      pin.String(),
+		Servers:  []string{"s:1", "t:2"},
+		Pins:     []string{pin.String(), identity.Pin{8}.String()},
 		Pool:     config.Pool{Max: 5},
 		Timeouts: config.Timeouts{Connect: 1, HalfClose: 2, Idle: 3},
 		Tunnels: []config.Tunnel{
@@ -279,7 +314,8 @@ func TestReloadable(t *testing.T) {
 	settings := relay.DefaultSettings()
 	settings.Connect, settings.HalfClose, settings.Idle = 1, 2, 3
 	want := client.Reloadable{
-		Trust: identity.Trust{Pin: &pin}, TokenName: "token", Secret: identity.TokenSecret{1}, PoolMax: 5, Settings: settings,
+		Servers: []string{"s:1", "t:2"},
+		Trust:   identity.Trust{Pins: []identity.Pin{pin, {8}}}, TokenName: "token", Secret: identity.TokenSecret{1}, PoolMax: 5, Settings: settings,
 		Tunnels: []client.Tunnel{
 			{Name: "a", Network: "tcp", Address: "x:1", First: 2, Last: 3, ProxyProtocol: relay.ProxyV1},
 			{Name: "b", Network: "unix", Address: "/y", Bind: []netip.Addr{netip.IPv6Loopback()}, ProxyProtocol: relay.ProxyV2},
@@ -290,7 +326,7 @@ func TestReloadable(t *testing.T) {
 	if err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v, %v\nwant %+v", got, err, want)
 	}
-	cfg.Pin = "sha256:short"
+	cfg.Pins[1] = "sha256:short"
 	if _, err := reloadable(cfg); err == nil {
 		t.Error("a damaged pin is taken")
 	}
@@ -328,6 +364,6 @@ func TestSchedulerSlots(t *testing.T) {
 // unreachable gives a configuration whose server refuses connections.
 func unreachable(cfg *config.Client) *config.Client {
 	next := *cfg
-	next.Server = "127.0.0.1:1"
+	next.Servers = []string{"127.0.0.1:1"}
 	return &next
 }

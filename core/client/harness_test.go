@@ -256,9 +256,10 @@ type running struct {
 func (s *fakeServer) options(tunnels ...Tunnel) Options {
 	pin := s.id.Pin()
 	return Options{
-		Server: s.ctl.Addr().String(), Name: "office", Version: "test", Loops: 1,
+		Name: "office", Version: "test", Loops: 1,
 		Reloadable: Reloadable{
-			Trust: identity.Trust{Pin: &pin}, TokenName: "token", Secret: identity.TokenSecret{1, 2, 3},
+			Servers: []string{s.ctl.Addr().String()},
+			Trust:   identity.Trust{Pins: []identity.Pin{pin}}, TokenName: "token", Secret: identity.TokenSecret{1, 2, 3},
 			PoolMax: 16, Settings: relay.DefaultSettings(), Tunnels: tunnels,
 		},
 	}

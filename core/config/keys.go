@@ -41,12 +41,12 @@ func serverKeys() []key {
 // clientKeys are the settings of cproxy-client, in the order of the documentation.
 func clientKeys() []key {
 	keys := append([]key{
-		{path: "server", kind: kindString, restart: true, help: "`host:port` of the server's CtlPort. Required."},
-		{path: "pin", kind: kindString, help: "`sha256:` and 43 characters: fingerprint of the server's public key. Not together with `ca_file`."},
+		{path: "server", kind: kindServers, help: "`host:port` of the server's CtlPort, or a list of such that are tried in turn, see [Several servers](#several-servers). Required."},
+		{path: "pin", kind: kindPins, help: "`sha256:` and 43 characters: fingerprint of the server's public key, or a list of such, of which any is right. Not together with `ca_file`."},
 		{path: "ca_file", kind: kindString, help: "PEM file with the authorities that may sign the server's certificate. With neither `pin` nor `ca_file` those of the system count."},
 		{path: "token_file", kind: kindString, help: "File that holds `NAME:SECRET`, mode 0600. Exactly one of `token_file` and `token` is required."},
 		{path: "token", kind: kindSecret, help: "`NAME:SECRET` itself; the configuration file should then have mode 0600."},
-		{path: "name", kind: kindString, computed: "NAME of the token", restart: true, help: "Name of this client: 1 to 64 of `A-Z a-z 0-9 . _ -`. Two hosts that share a token need two names."},
+		{path: "name", kind: kindString, computed: "NAME of the token", restart: true, help: "Name of this client: 1 to 64 of `A-Z a-z 0-9 . _ -`. Two hosts that share a token need two names; else only the one that was started last serves."},
 		{path: "loops", kind: kindInt, initial: "0", min: "0", max: "64", restart: true, help: "Number of relay loops; 0 is one for each CPU, at most 8."},
 		{path: "pool.max", kind: kindInt, initial: "256", min: "0", max: "65536", help: "Idle ProxyConns kept open; 0 keeps none, so each visitor waits for a new one. The smaller of both sides counts."},
 		{path: "timeouts.connect", kind: kindDuration, initial: "10s", min: "1ms", max: "10m", help: "How long connecting to the server or to a LocalServer may take."},

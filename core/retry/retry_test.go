@@ -63,6 +63,18 @@ func TestNextCeiling(t *testing.T) {
 	}
 }
 
+// However long a peer stays away, it is asked every five minutes at least.
+func TestDefaultMaximum(t *testing.T) {
+	b := retry.Backoff{Int64N: highest}
+	var longest time.Duration
+	for range 100 {
+		longest = max(longest, b.Next())
+	}
+	if longest != 5*time.Minute {
+		t.Errorf("the longest delay is %v, want 5m", longest)
+	}
+}
+
 func TestNextNeverOverflows(t *testing.T) {
 	for _, base := range []time.Duration{1, time.Millisecond, time.Hour, math.MaxInt64 / 2} {
 		b := retry.Backoff{Base: base, Max: math.MaxInt64, Int64N: highest}

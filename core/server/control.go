@@ -36,7 +36,7 @@ type session struct {
 // owns it.
 type Control struct {
 	session
-	key       controlKey
+	place
 	identity  Identity
 	pool      relay.PoolID
 	link      *link // nil while the client is away
@@ -95,6 +95,14 @@ func (c *Control) send(m *wire.ServerMessage) {
 	if c.link != nil {
 		c.link.send(m)
 	}
+}
+
+// address is where the client is, the zero one while it is away.
+func (c *Control) address() netip.Addr {
+	if c.link == nil {
+		return netip.Addr{}
+	}
+	return c.link.peer.Addr()
 }
 
 // announce asks the client to say that it knows a tunnel, since START may
