@@ -179,8 +179,8 @@ func TestRunSeveralServers(t *testing.T) {
 			identity.FormatCredential(good.join.Name, good.join.Secret), tunnel("web", 8001))
 	}
 	c := startRun(t, write(t, "client.toml", config(forbids, good)))
-	c.stdout.await(t, "tunnel web ready at 127.0.0.1:8001\n")
-	c.stderr.await(t, "trying the next one")
+	c.stdout.Await(t, "tunnel web ready at 127.0.0.1:8001\n")
+	c.stderr.Await(t, "trying the next one")
 
 	code, _, stderr := execute("", "run", "--config", write(t, "refused.toml", config(forbids, refuses)))
 	if code != cli.ExitRefused || !strings.Contains(stderr, "every server refuses this client") {

@@ -123,7 +123,7 @@ func TestSessionOfAnotherServer(t *testing.T) {
 	}).registers("web")
 	k.accept("web", 5, "127.0.0.1:2002")
 	r.shows("web 127.0.0.1:2002")
-	r.logs.await(t, "resumed=false")
+	r.logs.Await(t, "resumed=false")
 	key := sessionKey(k.hello.GetEpoch())
 	k.drop()
 	k = nextOf(t, fleet, 1)
@@ -161,7 +161,7 @@ func TestRefusedForGoodByOneOfSeveral(t *testing.T) {
 		`level=ERROR msg="cannot connect to the server; trying the next one" address=` + o.Reloadable.Servers[1],
 		"next=" + o.Reloadable.Servers[2], "retry_in=0s",
 	} {
-		r.logs.await(t, want)
+		r.logs.Await(t, want)
 	}
 }
 
@@ -251,7 +251,7 @@ func TestReloadOfServers(t *testing.T) {
 		if err := r.Reconfigure(next); err != nil {
 			t.Fatal(err)
 		}
-		r.logs.await(t, "configuration applied")
+		r.logs.Await(t, "configuration applied")
 		k.quiet()
 		k.drop()
 		if k = nextOf(t, fleet, 1); k.hello.GetCredential() == nil {
@@ -266,7 +266,7 @@ func TestReloadOfServers(t *testing.T) {
 		k := nextOf(t, fleet, 0)
 		k.send(wire.NewGoodbye(wire.NewRefusal(wire.CodeShutdown, ""), 24*time.Hour).ServerMessage())
 		k.drop()
-		r.logs.await(t, "retry_in=24h")
+		r.logs.Await(t, "retry_in=24h")
 		if err := r.Reconfigure(both); err != nil {
 			t.Fatal(err)
 		}
