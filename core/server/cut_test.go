@@ -265,7 +265,9 @@ func TestPortsSurviveARestart(t *testing.T) {
 		t.Errorf("file %v, %v", info, err)
 	}
 
-	// A second server, started by mistake, leaves the file alone.
+	// A second server, started by mistake, leaves its file alone. Not the same
+	// file: the first one saves.
+	file += ".second"
 	ctl := r.ctl.String()
 	if err := os.WriteFile(file, []byte("broken"), 0o600); err != nil {
 		t.Fatal(err)

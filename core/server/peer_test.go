@@ -97,8 +97,14 @@ func (p *peer) next() *wire.ServerMessage {
 	return nil
 }
 
+// anytime tells the messages that may come at any moment: pings and, of a
+// server with a real engine, requests for spare ProxyConns.
+func (p *peer) anytime(m *wire.ServerMessage) bool {
+	return m.GetPing() != nil || p.settle == nil && m.GetNeedProxyConn() != nil
+}
+
 // hear expects a message of one kind, such as (*wire.ServerMessage).GetPing.
-// Other pings are passed over.
+// What may come at any moment is passed over.
 func hear[M comparable](p *peer, kind func(*wire.ServerMessage) M) M {
 	p.t.Helper()
 	var none M
@@ -107,7 +113,7 @@ func hear[M comparable](p *peer, kind func(*wire.ServerMessage) M) M {
 		if got := kind(m); got != none {
 			return got
 		}
-		if m.GetPing() == nil {
+		if !p.anytime(m) {
 			p.t.Fatalf("heard %v, want %T", m, none)
 		}
 	}
@@ -117,7 +123,7 @@ func hear[M comparable](p *peer, kind func(*wire.ServerMessage) M) M {
 func (p *peer) ended() {
 	p.t.Helper()
 	for m := p.next(); m != nil; m = p.next() {
-		if m.GetPing() == nil {
+		if !p.anytime(m) {
 			p.t.Fatalf("heard %v, want the end", m)
 		}
 	}
