@@ -2,6 +2,7 @@ package relay
 
 import (
 	"bytes"
+	"errors"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -35,7 +36,7 @@ func gotAt(t *testing.T, fd int) []byte {
 	t.Helper()
 	b := make([]byte, 1<<20)
 	n, err := unix.Read(fd, b)
-	if err != nil && err != unix.EAGAIN { //nolint:errorlint // as it is returned
+	if err != nil && !errors.Is(err, unix.EAGAIN) {
 		t.Fatal(err)
 	}
 	return b[:max(n, 0)]
