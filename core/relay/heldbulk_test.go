@@ -41,7 +41,7 @@ func heldBy(f *fixture) (all heldBuffers) {
 func fewInFlight(t *testing.T, f *fixture) {
 	t.Helper()
 	f.eachSocket(func(_ *loop, k *socket, _ bool) {
-		for name, size := range map[int]int{unix.SO_RCVBUF: 2 * bulkBuffer, unix.SO_SNDBUF: 4 << 10} {
+		for name, size := range map[int]int{unix.SO_RCVBUF: bulkBuffer, unix.SO_SNDBUF: 4 << 10} {
 			if err := unix.SetsockoptInt(k.fd, unix.SOL_SOCKET, name, size); err != nil {
 				t.Error(err)
 			}
@@ -68,7 +68,7 @@ func TestLargeBuffersAreFew(t *testing.T) {
 
 func testLargeBuffersAreFew(t *testing.T, stalled int, r route) {
 	t.Helper()
-	const size = 2 << 20
+	const size = 3 << 19
 	resume := make(chan struct{})
 	all := []func() error{func() error {
 		defer close(resume)
