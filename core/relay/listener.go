@@ -61,15 +61,36 @@ func (c Listen) open(loops int) ([]*listenSocket, error) {
 	return nil, last
 }
 
-func bindAll(binds []netip.Addr, port uint16) (sockets []*listenSocket, err error) {
-	defer func() {
-		if err != nil {
-			for _, s := range sockets {
-				closefd(s.fd)
-			}
-			sockets = nil
+// portTries bounds the ports of the kernel's choice that are tried when one is
+// taken at an address that follows the first.
+const portTries = 16
+
+// bindAll binds the same port at every address. With port 0 the kernel chooses
+// it, which it does for the first address alone: where that port is taken at
+// another one it is asked again.
+func bindAll(binds []netip.Addr, port uint16) ([]*listenSocket, error) {
+	var passed []*listenSocket // stay bound meanwhile, so that the kernel chooses another port
+	defer func() { closeSockets(passed) }()
+	for try := 1; ; try++ {
+		sockets, err := bindEach(binds, port)
+		if err == nil {
+			return sockets, nil
 		}
-	}()
+		passed = append(passed, sockets...)
+		if port != 0 || len(sockets) == 0 || try == portTries || !errors.Is(err, unix.EADDRINUSE) {
+			return nil, err
+		}
+	}
+}
+
+func closeSockets(all []*listenSocket) {
+	for _, s := range all {
+		closefd(s.fd)
+	}
+}
+
+// bindEach gives the sockets that it bound also when it then failed.
+func bindEach(binds []netip.Addr, port uint16) (sockets []*listenSocket, err error) {
 	both := false
 	for _, b := range binds {
 		both = both || b == netip.IPv4Unspecified()
