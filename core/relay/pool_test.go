@@ -284,6 +284,8 @@ func TestClosePoolAgainWithCut(t *testing.T) {
 	k := startLink(t, linkOptions{loops: 2, conns: 2, target: s.target})
 	visitor := dialTCP(t, k.public)
 	service := s.take(t)
+	say(t, service, "!") // while it dials, the client does not read that it was cut
+	hear(t, visitor, "!")
 	k.server.Submit(ClosePool{Pool: linkPool})
 	await[ConnClosed](k.server.fixture)
 	k.server.Submit(ClosePool{Pool: linkPool, Cut: true})
