@@ -21,6 +21,10 @@ import (
 const maxParallel = 3
 
 func TestMain(m *testing.M) {
+	if os.Getenv(machineVariable) != "" {
+		fmt.Fprintln(os.Stderr, "e2e:", becomeMachine(os.Args[1:]))
+		os.Exit(1)
+	}
 	os.Exit(testMain(m))
 }
 
