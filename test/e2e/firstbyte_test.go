@@ -7,6 +7,7 @@ import (
 	"net"
 	"slices"
 	"strconv"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -32,7 +33,17 @@ func TestFirstByte(t *testing.T) {
 	coldAddress := w.address(coldClient, cold.name)
 
 	roundTrip, direct := l.measure(visitor, local.address, tries, nil)
-	_, first := l.measure(visitor, w.web(), 1, nil)
+	var first []time.Duration
+	for range tries / 3 {
+		w.signal(w.client, syscall.SIGTERM)
+		w.wantExit(w.client, 0)
+		w.client = w.startClient("client", "client.toml")
+		address := w.web()
+		// The server serves visitors half a round trip later; this takes longer.
+		l.measure(visitor, local.address, 1, nil)
+		_, once := l.measure(visitor, address, 1, nil)
+		first = append(first, once...)
+	}
 	_, warm := l.measure(visitor, w.web(), tries, func() {
 		eventually(t, "a ProxyConn is idle", func() error {
 			if c := w.take(w.client); c.streams > 0 || c.proxy == 0 {

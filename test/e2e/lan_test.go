@@ -48,7 +48,8 @@ func (p places) of(process string) *lanHost {
 // newLAN makes a router without hosts, or skips the test.
 func newLAN(t *testing.T) *lan {
 	t.Helper()
-	needHosts(t, "ip:iproute2", "nft:nftables")
+	needNamespaces(t)
+	needPrograms(t, "ip:iproute2", "nft:nftables")
 	l := &lan{t: t, router: &lanHost{name: "router"}}
 	l.open(l.router)
 	if err := l.router.do(func() error {
@@ -60,26 +61,35 @@ func newLAN(t *testing.T) *lan {
 	return l
 }
 
-// needHosts skips a test that cannot have hosts of its own, for want of rights or
-// of a program. Where such tests must run, as in CI, it fails instead.
-func needHosts(t *testing.T, programs ...string) {
+// missing skips a test that cannot have hosts of its own. Where such tests must
+// run, as in CI, it fails instead.
+func missing(t *testing.T, format string, args ...any) {
 	t.Helper()
-	miss := t.Skipf
 	if os.Getenv("E2E_HOSTS") == "required" {
-		miss = t.Fatalf
+		t.Fatalf(format, args...)
 	}
-	if os.Geteuid() != 0 {
-		miss("needs root, to make network namespaces; run the test as root")
-	}
+	t.Skipf(format, args...)
+}
+
+// needPrograms wants programs, each with the package that has it.
+func needPrograms(t *testing.T, programs ...string) {
+	t.Helper()
 	for _, p := range programs {
 		command, pkg, _ := strings.Cut(p, ":")
 		if _, err := exec.LookPath(command); err != nil {
-			miss("needs the program %s; install it (Debian, Ubuntu: apt install %s)", command, pkg)
+			missing(t, "needs the program %s; install it (Debian, Ubuntu: apt install %s)", command, pkg)
 		}
+	}
+}
+
+func needNamespaces(t *testing.T) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		missing(t, "needs root, to make network namespaces; run the test as root")
 	}
 	ns, err := newNamespace()
 	if err != nil {
-		miss("cannot make a network namespace, allow it to this container: %v", err)
+		missing(t, "cannot make network namespaces; allow it to this container: %v", err)
 	}
 	_ = ns.Close() // only a try
 }
@@ -313,9 +323,4 @@ func (h *lanHost) visit(t *testing.T, address string) stream {
 	}
 	t.Cleanup(func() { c.Close() })
 	return c
-}
-
-// roundTrip visits an echo from the host.
-func (h *lanHost) roundTrip(address, message string) error {
-	return h.do(func() error { return roundTrip(address, message) })
 }

@@ -6,7 +6,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"strings"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -82,7 +81,13 @@ func becomeMachine(argv []string) error {
 // by so much in either direction.
 func (l *lan) slowHost(name, delay string) *lanHost {
 	l.t.Helper()
-	needHosts(l.t, "linux.uml:user-mode-linux", "insmod:kmod", "tc:iproute2")
+	if runtime.GOARCH != "amd64" {
+		l.t.Skip("needs user-mode-linux, which there is for amd64 only")
+	}
+	needPrograms(l.t, "linux.uml:user-mode-linux", "insmod:kmod", "tc:iproute2")
+	if _, err := os.Stat("/dev/net/tun"); err != nil {
+		missing(l.t, "needs /dev/net/tun; allow it to this container: %v", err)
+	}
 	const near, nearMachine, farMachine, far = "10.0.253.1", "10.0.253.2", "10.0.254.1", "10.0.254.2"
 	dir := l.t.TempDir()
 	script := fmt.Sprintf(machineInit, delay, nearMachine+"/24", farMachine+"/24", near)
@@ -91,6 +96,17 @@ func (l *lan) slowHost(name, delay string) *lanHost {
 	}
 	l.ip(l.router, nil, "tuntap add slow0 mode tap; tuntap add slow1 mode tap; link set slow0 up; "+
 		"addr add "+near+"/24 dev slow0; route add 10.0.254.0/24 via "+nearMachine)
+	l.bootMachine(dir)
+	h := &lanHost{name: name, ip: far}
+	l.open(h)
+	l.ip(l.router, h.ns, "link set slow1 netns /proc/self/fd/3")
+	l.ip(h, nil, "addr add "+far+"/24 dev slow1; link set slow1 up; route add default via "+farMachine)
+	return h
+}
+
+// bootMachine runs a machine with the file init of a folder, until the test ends.
+func (l *lan) bootMachine(dir string) {
+	l.t.Helper()
 	self, err := os.Executable()
 	if err != nil {
 		l.t.Fatal(err)
@@ -113,11 +129,6 @@ func (l *lan) slowHost(name, delay string) *lanHost {
 	}
 	l.t.Cleanup(machine.kill)
 	if _, err := machine.awaitOut(`machine ready`); err != nil {
-		l.t.Fatalf("%v\n%s\n%s", err, machine.stdout.tail(30), strings.TrimSpace(machine.stderr.tail(30)))
+		missing(l.t, "user-mode-linux does not run here: %v\n%s\n%s", err, machine.stdout.tail(30), machine.stderr.tail(30))
 	}
-	h := &lanHost{name: name, ip: far}
-	l.open(h)
-	l.ip(l.router, h.ns, "link set slow1 netns /proc/self/fd/3")
-	l.ip(h, nil, "addr add "+far+"/24 dev slow1; link set slow1 up; route add default via "+farMachine)
-	return h
 }
