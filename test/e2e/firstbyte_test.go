@@ -14,8 +14,8 @@ import (
 
 // The first byte of an answer over a link of 40 ms each way: one round trip of
 // the link when a ProxyConn is idle, three when one has to be opened. A direct
-// connection needs two. What is compared are whole round trips, measured in the same
-// run, so that the machine's speed does not count.
+// connection needs two. Medians are compared in round trips of the same run, with
+// half a round trip to spare, so that the machine's speed does not count.
 func TestFirstByte(t *testing.T) {
 	const tries = 15
 	l := newLAN(t)
