@@ -2,7 +2,8 @@
 // by the scripts in testdata, and what happens to bytes, connections and
 // processes when something goes wrong by small worlds of a server, clients and
 // services. Every world has a loopback address of its own, so any number of
-// them can run at a time.
+// them can run at a time; or hosts of its own, between which packets can be
+// dropped and delayed, where the test is run by root.
 package e2e
 
 import (
@@ -21,6 +22,10 @@ import (
 const maxParallel = 3
 
 func TestMain(m *testing.M) {
+	if os.Getenv(machineVariable) != "" {
+		fmt.Fprintln(os.Stderr, "e2e:", becomeMachine(os.Args[1:]))
+		os.Exit(1)
+	}
 	os.Exit(testMain(m))
 }
 

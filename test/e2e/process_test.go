@@ -30,6 +30,7 @@ type launchOptions struct {
 	dir   string
 	env   []string // beside the environment of the test
 	files int      // RLIMIT_NOFILE; 0: that of the test
+	alone bool     // in a PID namespace: whatever it starts ends with it
 	// stdout and stderr, when set, get what would else be in the transcripts.
 	stdout, stderr *os.File
 }
@@ -53,6 +54,9 @@ func launch(o launchOptions) (*process, error) {
 		p.cmd.Stderr = o.stderr
 	}
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if o.alone {
+		p.cmd.SysProcAttr.Cloneflags = syscall.CLONE_NEWPID
+	}
 	if err := p.cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start %s: %w", o.name, err)
 	}

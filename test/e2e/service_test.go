@@ -33,10 +33,21 @@ type service struct {
 // connection until it returns.
 func serve(t *testing.T, network, address string, handle func(stream)) *service {
 	t.Helper()
+	return serveOn(t, listen(t, network, address), handle)
+}
+
+func listen(t *testing.T, network, address string) net.Listener {
+	t.Helper()
 	ln, err := net.Listen(network, address)
 	if err != nil {
 		t.Fatal(err)
 	}
+	return ln
+}
+
+// serveOn starts a service that has the listener from then on.
+func serveOn(t *testing.T, ln net.Listener, handle func(stream)) *service {
+	t.Helper()
 	s := &service{address: ln.Addr().String(), conns: make(map[net.Conn]struct{})}
 	var tasks sync.WaitGroup
 	tasks.Go(func() {
@@ -92,9 +103,14 @@ func named(name string) func(stream) {
 // manual starts a service whose connections the test itself handles.
 func manual(t *testing.T, address string) (*service, <-chan stream) {
 	t.Helper()
+	return manualOn(t, listen(t, "tcp", address))
+}
+
+func manualOn(t *testing.T, ln net.Listener) (*service, <-chan stream) {
+	t.Helper()
 	conns := make(chan stream, 16)
 	done := make(chan struct{})
-	s := serve(t, "tcp", address, func(c stream) {
+	s := serveOn(t, ln, func(c stream) {
 		conns <- c
 		<-done
 	})

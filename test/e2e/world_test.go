@@ -26,6 +26,7 @@ type setup struct {
 	poolMax     int // as configured on either side; 0: the default
 	serverFiles int // RLIMIT_NOFILE of the server; 0: that of the test
 	clientFiles int
+	at          places // by default the host of the test
 	// way leads the client to the CtlPort, by default directly.
 	way func(w *world, ctl string) (address string)
 	// unready does not wait for the tunnels.
@@ -73,6 +74,9 @@ var nextAddress = addresses()
 func newWorld(t *testing.T, s setup) *world {
 	t.Helper()
 	w := &world{t: t, setup: s, ip: nextAddress(), dir: t.TempDir()}
+	if s.at.server != nil {
+		w.ip = s.at.server.ip
+	}
 	if w.setup.poolMax == 0 {
 		w.setup.poolMax = 256
 	}
@@ -153,8 +157,11 @@ func (w *world) reload(p *process, lines string, tunnels []tunnel) {
 // start launches a process that ends with the world.
 func (w *world) start(name string, files int, argv ...string) *process {
 	w.t.Helper()
-	p, err := launch(launchOptions{name: name, argv: argv, dir: w.dir, files: files})
-	if err != nil {
+	var p *process
+	if err := w.setup.at.of(name).do(func() (err error) {
+		p, err = launch(launchOptions{name: name, argv: argv, dir: w.dir, files: files})
+		return err
+	}); err != nil {
 		w.t.Fatal(err)
 	}
 	w.all = append(w.all, p)
