@@ -20,10 +20,11 @@ func newCheck() *cobra.Command {
 	var connect bool
 	cmd := &cobra.Command{
 		Use:   "check",
-		Short: "Check the configuration, and on request the way to the server",
+		Short: "Check the configuration, and on request the way to the servers",
 		Long: `Checks the configuration without using it. All mistakes are reported at once,
-with exit code 2. With --connect it also logs in to the server once, under a name
-of its own so that a running client is not disturbed; no tunnel is registered.`,
+with exit code 2. With --connect it also logs in to each server once, under a name
+of its own so that a running client is not disturbed; no tunnel is registered. It
+fails if one of them does not accept, with exit code 3 if that is for good.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := s.loadOrExplain(cmd.ErrOrStderr())
@@ -42,8 +43,8 @@ of its own so that a running client is not disturbed; no tunnel is registered.`,
 		},
 	}
 	s.addConfig(cmd)
-	s.addFlag(cmd, "server", "server", "check with this `HOST:PORT` instead of the configured one")
-	cmd.Flags().BoolVar(&connect, "connect", false, "log in to the server once")
+	s.addFlag(cmd, "server", "server", "check with this `HOST:PORT` instead of the configured servers; a comma separates several")
+	cmd.Flags().BoolVar(&connect, "connect", false, "log in to each server once")
 	return cmd
 }
 

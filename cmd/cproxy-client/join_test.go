@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"testing/iotest"
@@ -83,7 +84,7 @@ func TestJoinCommand(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := someJoin(); cfg.Server != want.Address || cfg.Pin != want.Pin.String() || cfg.Name != want.Name ||
+	if want := someJoin(); !slices.Equal(cfg.Servers, []string{want.Address}) || !slices.Equal(cfg.Pins, []string{want.Pin.String()}) || cfg.Name != want.Name ||
 		cfg.Token.Reveal() != identity.FormatCredential(want.Name, want.Secret) {
 		t.Errorf("the file says %+v", cfg)
 	}
@@ -97,7 +98,7 @@ func TestJoinCommand(t *testing.T) {
 	if code, _, stderr = execute("", "join", "--config", path, "--force"); code != cli.ExitOK {
 		t.Fatalf("exit code %d: %s", code, stderr)
 	}
-	if cfg, _, err = config.LoadClient(config.Source{Path: path}); err != nil || cfg.Name != "other" || cfg.Pin != "" {
+	if cfg, _, err = config.LoadClient(config.Source{Path: path}); err != nil || cfg.Name != "other" || len(cfg.Pins) > 0 {
 		t.Errorf("the new file says %+v, %v", cfg, err)
 	}
 	if code, _, stderr = execute("", "join", "--config", path+"/none/c.toml"); code != cli.ExitFailure || strings.Contains(stderr, other.Secret.Reveal()) {

@@ -76,6 +76,7 @@ func reloadable(cfg *config.Client) (client.Reloadable, error) {
 		return client.Reloadable{}, fmt.Errorf("read token: %w", err)
 	}
 	r := client.Reloadable{
+		Servers:   cfg.Servers,
 		Trust:     identity.Trust{CAFile: cfg.CAFile},
 		TokenName: name,
 		Secret:    secret,
@@ -85,12 +86,12 @@ func reloadable(cfg *config.Client) (client.Reloadable, error) {
 	r.Settings.Connect = cfg.Timeouts.Connect
 	r.Settings.HalfClose = cfg.Timeouts.HalfClose
 	r.Settings.Idle = cfg.Timeouts.Idle
-	if cfg.Pin != "" {
-		pin, err := identity.ParsePin(cfg.Pin)
+	for _, text := range cfg.Pins {
+		pin, err := identity.ParsePin(text)
 		if err != nil {
 			return client.Reloadable{}, fmt.Errorf("read pin: %w", err)
 		}
-		r.Trust.Pin = &pin
+		r.Trust.Pins = append(r.Trust.Pins, pin)
 	}
 	for _, t := range cfg.Tunnels {
 		r.Tunnels = append(r.Tunnels, client.Tunnel{

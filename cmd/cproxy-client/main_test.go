@@ -122,51 +122,6 @@ func (s *server) client(t *testing.T) string {
 	}
 }
 
-// output is a stream of a command that a test can wait on.
-type output struct {
-	mu      sync.Mutex
-	buf     bytes.Buffer
-	written chan struct{} // closed by the next Write; nil when nobody waits
-}
-
-func (o *output) Write(p []byte) (int, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if o.written != nil {
-		close(o.written)
-		o.written = nil
-	}
-	return o.buf.Write(p)
-}
-
-func (o *output) String() string {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.buf.String()
-}
-
-func (o *output) await(t *testing.T, text string) {
-	t.Helper()
-	timeout := time.After(patience)
-	for {
-		o.mu.Lock()
-		found := strings.Contains(o.buf.String(), text)
-		if o.written == nil {
-			o.written = make(chan struct{})
-		}
-		written := o.written
-		o.mu.Unlock()
-		if found {
-			return
-		}
-		select {
-		case <-written:
-		case <-timeout:
-			t.Fatalf("the output lacks %q:\n%s", text, o)
-		}
-	}
-}
-
 // execute runs a command that ends by itself.
 func execute(stdin string, args ...string) (code int, stdout, stderr string) {
 	var out, problems bytes.Buffer

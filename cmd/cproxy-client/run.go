@@ -22,6 +22,13 @@ import (
 	"github.com/cproxy/cproxy/core/logging"
 )
 
+// severalServers explains what a list of servers means.
+const severalServers = `If "server" is a list, its servers are tried in turn, each with the same token. A
+round begins at the server of the last connection, which still knows the session,
+and goes on around the list, without a delay between two servers. When all have
+failed the client waits: a random time from 0 to 500 ms, then up to 1 s and so on,
+never more than 5 minutes.`
+
 func newRun() *cobra.Command {
 	var s settings
 	cmd := &cobra.Command{
@@ -32,7 +39,9 @@ that is ready prints one line to standard output; logs go to standard error.
 SIGHUP reads the configuration again: a file with mistakes changes nothing.
 
 Exit codes: 0 stopped, 1 failed, 2 mistakes in the command line or the
-configuration, 3 refused for good by the server at the first connection.`,
+configuration, 3 refused for good at the first connection, by every server.
+
+` + severalServers,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			hup := make(chan os.Signal, 1)
@@ -43,7 +52,7 @@ configuration, 3 refused for good by the server at the first connection.`,
 		},
 	}
 	s.addConfig(cmd)
-	s.addFlag(cmd, "server", "server", "connect to this `HOST:PORT` instead of the configured one")
+	s.addFlag(cmd, "server", "server", "connect to this `HOST:PORT` instead of the configured servers; a comma separates several")
 	s.addFlag(cmd, "log-level", "log.level", "`LEVEL` of the log: debug, info, warn or error")
 	return cmd
 }
@@ -85,7 +94,7 @@ func newClient(cfg *config.Client, log *slog.Logger, ready func(tunnel, address 
 		return nil, cli.Usage(err)
 	}
 	c, err := client.New(client.Options{
-		Server: cfg.Server, Name: cfg.Name, Version: cli.Version(version),
+		Name: cfg.Name, Version: cli.Version(version),
 		Loops: loops, Reloadable: r, Log: log, Ready: ready,
 	})
 	if err != nil {
@@ -173,6 +182,6 @@ func (d *daemon) rejectReload(err error) {
 // only a restart changes.
 func keepFixed(before, after *config.Client) *config.Client {
 	next := *after
-	next.Server, next.Name, next.Loops, next.Log.Format = before.Server, before.Name, before.Loops, before.Log.Format
+	next.Name, next.Loops, next.Log.Format = before.Name, before.Loops, before.Log.Format
 	return &next
 }

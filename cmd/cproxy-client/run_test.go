@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -19,6 +20,7 @@ import (
 	"github.com/cproxy/cproxy/core/client"
 	"github.com/cproxy/cproxy/core/config"
 	"github.com/cproxy/cproxy/core/identity"
+	"github.com/cproxy/cproxy/core/logging/logtest"
 	"github.com/cproxy/cproxy/core/relay"
 	"github.com/cproxy/cproxy/core/wire"
 )
@@ -26,7 +28,7 @@ import (
 // started is a command that runs until the test stops it.
 type started struct {
 	t              *testing.T
-	stdout, stderr output
+	stdout, stderr logtest.Output
 	hup            chan os.Signal
 	stop           context.CancelFunc
 	ended          chan error
@@ -62,7 +64,7 @@ func TestRunAndReload(t *testing.T) {
 	s := startServer(t, 0)
 	path := write(t, "client.toml", s.config(tunnel("web", 8001)))
 	c := startRun(t, path)
-	c.stdout.await(t, "\n")
+	c.stdout.Await(t, "\n")
 	if got := c.stdout.String(); got != "tunnel web ready at 127.0.0.1:8001\n" {
 		t.Fatalf("stdout %q", got)
 	}
@@ -75,7 +77,7 @@ func TestRunAndReload(t *testing.T) {
 	}
 
 	reload(s.config("lops = 3\n" + tunnel("web", 70000)))
-	c.stderr.await(t, "nothing has changed")
+	c.stderr.Await(t, "nothing has changed")
 	for _, want := range []string{path, "lops", "remote_port"} {
 		if !strings.Contains(c.stderr.String(), want) {
 			t.Errorf("stderr does not name %s:\n%s", want, &c.stderr)
@@ -83,20 +85,20 @@ func TestRunAndReload(t *testing.T) {
 	}
 
 	reload(s.config("loops = 3\nname = \"elsewhere\"\n[log]\nlevel = \"debug\"\n" + tunnel("web", 8001) + tunnel("ssh", 8022)))
-	c.stdout.await(t, "tunnel ssh ready at 127.0.0.1:8022\n")
-	c.stderr.await(t, "keys=\"name loops\"")
-	c.stderr.await(t, "added=ssh")
+	c.stdout.Await(t, "tunnel ssh ready at 127.0.0.1:8022\n")
+	c.stderr.Await(t, "keys=\"name loops\"")
+	c.stderr.Await(t, "added=ssh")
 
 	// The keys that need a restart are named as long as they differ.
 	reload(s.config("loops = 3\n[log]\nlevel = \"error\"\n" + tunnel("ssh", 8023)))
-	c.stdout.await(t, "tunnel ssh ready at 127.0.0.1:8023\n")
-	c.stderr.await(t, "keys=loops")
+	c.stdout.Await(t, "tunnel ssh ready at 127.0.0.1:8023\n")
+	c.stderr.Await(t, "keys=loops")
 	if n := strings.Count(c.stdout.String(), "\n"); n != 3 {
 		t.Errorf("%d lines on stdout:\n%s", n, &c.stdout)
 	}
 	before := c.stderr.String()
 	reload(s.config("loops = 3\n[log]\nlevel = \"error\"\n" + tunnel("ssh", 8024)))
-	c.stdout.await(t, "tunnel ssh ready at 127.0.0.1:8024\n")
+	c.stdout.Await(t, "tunnel ssh ready at 127.0.0.1:8024\n")
 	if now := c.stderr.String(); now != before {
 		t.Errorf("logged although the level is error: %s", now[len(before):])
 	}
@@ -121,7 +123,7 @@ func TestKeepFixed(t *testing.T) {
 	after := load(write(t, "client.toml", configuration(other)+"loops = 9\npool.max = 9\ntimeouts.idle = \"9s\"\n"+
 		"log.level = \"warn\"\nlog.format = \"json\"\n"+tunnel("web", 9)))
 	all := config.DiffClient(before, after)
-	if len(all.Restart) < 4 || len(all.Reload) < 4 {
+	if len(all.Restart) < 3 || len(all.Reload) < 4 {
 		t.Fatalf("the two differ only in %+v", all)
 	}
 	kept := keepFixed(before, after)
@@ -165,6 +167,39 @@ func TestRunServerFlag(t *testing.T) {
 	}
 }
 
+// Of several servers one may refuse; all together end the command.
+func TestRunSeveralServers(t *testing.T) {
+	good, forbids, refuses := startServer(t, 0), startServer(t, wire.CodeForbidden), startServer(t, wire.CodeBadCredential)
+	config := func(servers ...*server) string {
+		var addresses, pins []string
+		for _, s := range servers {
+			addresses, pins = append(addresses, s.join.Address), append(pins, s.join.Pin.String())
+		}
+		return fmt.Sprintf("server = [\"%s\"]\npin = [\"%s\"]\ntoken = %q\n%s", strings.Join(addresses, `", "`), strings.Join(pins, `", "`),
+			identity.FormatCredential(good.join.Name, good.join.Secret), tunnel("web", 8001))
+	}
+	c := startRun(t, write(t, "client.toml", config(forbids, good)))
+	c.stdout.Await(t, "tunnel web ready at 127.0.0.1:8001\n")
+	c.stderr.Await(t, "trying the next one")
+
+	code, _, stderr := execute("", "run", "--config", write(t, "refused.toml", config(forbids, refuses)))
+	if code != cli.ExitRefused || !strings.Contains(stderr, "every server refuses this client") {
+		t.Errorf("exit code %d: %s", code, stderr)
+	}
+	code, out, stderr := execute("", "check", "--connect", "--config", write(t, "check.toml", config(good, refuses)))
+	if code != cli.ExitRefused || out != "" || !strings.Contains(stderr, refuses.join.Address) {
+		t.Errorf("exit code %d: %s", code, stderr)
+	}
+}
+
+func TestTCPRefused(t *testing.T) {
+	s := startServer(t, wire.CodeForbidden)
+	code, _, stderr := execute(s.join.Reveal(), "tcp", "8080", "--join", "-")
+	if code != cli.ExitRefused || !strings.Contains(stderr, "forbidden") {
+		t.Errorf("exit code %d: %s", code, stderr)
+	}
+}
+
 func TestTCP(t *testing.T) {
 	s := startServer(t, 0)
 	join := write(t, "join.txt", s.join.Reveal())
@@ -175,7 +210,7 @@ func TestTCP(t *testing.T) {
 		root.SetArgs([]string{"tcp", "8080", "--name", "web", "--remote-port", "8001", "--join", "@" + join})
 		return root.ExecuteContext(ctx)
 	})
-	c.stdout.await(t, "\n")
+	c.stdout.Await(t, "\n")
 	if got := c.stdout.String(); got != "tunnel web ready at 127.0.0.1:8001\n" {
 		t.Errorf("stdout %q", got)
 	}
@@ -266,7 +301,8 @@ func TestReloadable(t *testing.T) {
 	pin := identity.Pin{7}
 	cfg := &config.Client{
 		Token:    config.NewSecret(identity.FormatCredential("token", identity.TokenSecret{1})),
-		Pin:      pin.String(),
+		Servers:  []string{"s:1", "t:2"},
+		Pins:     []string{pin.String(), identity.Pin{8}.String()},
 		Pool:     config.Pool{Max: 5},
 		Timeouts: config.Timeouts{Connect: 1, HalfClose: 2, Idle: 3},
 		Tunnels: []config.Tunnel{
@@ -278,7 +314,8 @@ func TestReloadable(t *testing.T) {
 	settings := relay.DefaultSettings()
 	settings.Connect, settings.HalfClose, settings.Idle = 1, 2, 3
 	want := client.Reloadable{
-		Trust: identity.Trust{Pin: &pin}, TokenName: "token", Secret: identity.TokenSecret{1}, PoolMax: 5, Settings: settings,
+		Servers: []string{"s:1", "t:2"},
+		Trust:   identity.Trust{Pins: []identity.Pin{pin, {8}}}, TokenName: "token", Secret: identity.TokenSecret{1}, PoolMax: 5, Settings: settings,
 		Tunnels: []client.Tunnel{
 			{Name: "a", Network: "tcp", Address: "x:1", First: 2, Last: 3, ProxyProtocol: relay.ProxyV1},
 			{Name: "b", Network: "unix", Address: "/y", Bind: []netip.Addr{netip.IPv6Loopback()}, ProxyProtocol: relay.ProxyV2},
@@ -289,7 +326,7 @@ func TestReloadable(t *testing.T) {
 	if err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v, %v\nwant %+v", got, err, want)
 	}
-	cfg.Pin = "sha256:short"
+	cfg.Pins[1] = "sha256:short"
 	if _, err := reloadable(cfg); err == nil {
 		t.Error("a damaged pin is taken")
 	}
@@ -315,7 +352,7 @@ func TestSchedulerSlots(t *testing.T) {
 	} else if exit, ok := errors.AsType[*cli.ExitError](err); !ok || exit.Code != cli.ExitUsage {
 		t.Errorf("got %v, want an error of usage", err)
 	}
-	var stderr output
+	var stderr logtest.Output
 	if err := tryLogin(t.Context(), unreachable(cfg), &stderr); err == nil {
 		t.Error("logged in to a server that does not exist")
 	}
@@ -327,6 +364,6 @@ func TestSchedulerSlots(t *testing.T) {
 // unreachable gives a configuration whose server refuses connections.
 func unreachable(cfg *config.Client) *config.Client {
 	next := *cfg
-	next.Server = "127.0.0.1:1"
+	next.Servers = []string{"127.0.0.1:1"}
 	return &next
 }

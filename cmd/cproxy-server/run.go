@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"sync"
@@ -91,7 +92,8 @@ func (d *daemon) newServer(id *identity.ServerIdentity, tokens *identity.Provide
 		CtlListen: d.cfg.CtlListen, ProxyListen: d.cfg.ProxyListen,
 		TLS: identity.ServerTLS(id, wire.ALPN), Loops: loops, Policy: policyOf(d.cfg),
 		Authenticator: server.Tokens(tokens), Revoked: tokens.Revoked(),
-		Version: cli.Version(version), Log: d.log,
+		PortsFile: filepath.Join(d.cfg.StateDir, "ports.json"),
+		Version:   cli.Version(version), Log: d.log,
 		Ready: func(ctl, proxy netip.AddrPort) {
 			d.log.Info("ready", "ctl", ctl.String(), "proxy", proxy.String(), "pin", id.Pin().String(), "version", cli.Version(version))
 		},

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -41,10 +42,10 @@ func defaultTiming() timing {
 // goroutine.
 type Client struct {
 	options  Options
-	host     string // of options.Server
 	instance [wire.InstanceSize]byte
 	engine   *relay.Engine
 	timing   timing
+	resolver *net.Resolver // of the servers' names; nil: that of the system
 	lookup   func(ctx context.Context, network, host string) ([]netip.Addr, error)
 
 	mu      sync.Mutex
@@ -60,10 +61,8 @@ func New(o Options) (*Client, error) {
 	if o.Ready == nil {
 		o.Ready = func(string, string) {}
 	}
-	host, _, _ := net.SplitHostPort(o.Server) // validate has split it
 	c := &Client{
 		options: o,
-		host:    host,
 		engine:  relay.New(relay.Options{Loops: o.Loops, Settings: o.Reloadable.Settings}),
 		timing:  defaultTiming(),
 		lookup:  net.DefaultResolver.LookupNetIP,
@@ -77,9 +76,9 @@ func New(o Options) (*Client, error) {
 // server, resets the streams that still run, and returns nil when everything
 // that it started has ended. Call it once.
 //
-// It returns early, with an error for which [IsRefused] is true, if the server
-// refuses this client for good before the first connection was made, presents
-// another key than the pinned one, or refuses every tunnel for good on the first
+// It returns early, with an error for which [IsRefused] is true, if before the
+// first connection was made every server refuses this client for good or presents
+// another key than the pinned ones, or refuses every tunnel for good on the first
 // connection. Once connected it only waits longer and longer between attempts,
 // and errors of the network never end it. Any other error is one of this host:
 // the event loops could not be started, or the CA file not be read at first.
@@ -112,25 +111,31 @@ func (c *Client) Reconfigure(r Reloadable) error {
 	return nil
 }
 
-// Check logs in to the server once and leaves again, registering nothing. Its
-// errors are those of one attempt; [IsRefused] tells whether trying again is
-// useless. The server takes a client of the same token and name for its
-// successor, so a check beside a running client needs another name.
+// Check logs in to each server once and leaves again, registering nothing. Its
+// error joins those of all servers that did not accept; [IsRefused] tells whether
+// trying again is useless. A server takes a client of the same token and name for
+// its successor, so a check beside a running client needs another name.
 func (c *Client) Check(ctx context.Context) error {
-	a := c.connect(ctx, c.firstLogin())
+	var failed []error
+	for _, server := range c.options.Reloadable.Servers {
+		if err := c.check(ctx, server); err != nil {
+			failed = append(failed, err)
+		}
+	}
+	return errors.Join(failed...)
+}
+
+func (c *Client) check(ctx context.Context, server string) error {
+	a := c.connect(ctx, login{server: server, access: c.options.Reloadable, epoch: 1})
 	if a.err != nil {
 		return a.err
 	}
 	defer a.conn.close()
 	a.conn.setWriteDeadline(c.timing.farewell)
 	if err := a.conn.writer.WriteClientMessage(done().ClientMessage()); err != nil {
-		return fmt.Errorf("take leave of the server: %w", err)
+		return fmt.Errorf("take leave of %s: %w", server, err)
 	}
 	return nil
-}
-
-func (c *Client) firstLogin() login {
-	return login{access: c.options.Reloadable, epoch: 1}
 }
 
 // done is the Goodbye of a client that was told to stop.
@@ -138,13 +143,20 @@ func done() *wire.Goodbye {
 	return wire.NewGoodbye(wire.NewRefusal(wire.CodeDone, "the client was stopped"), 0)
 }
 
-// IsRefused reports whether err, from Run or Check, says that this client is
-// refused for good: it should not try again before somebody has changed
+// IsRefused reports whether err, from Run or Check, says that a server refuses
+// this client for good: it should not try again before somebody has changed
 // something.
 func IsRefused(err error) bool {
-	if refused, ok := errors.AsType[*wire.RefusedError](err); ok {
-		return refused.Permanent()
+	switch e := err.(type) { //nolint:errorlint // the whole tree is walked
+	case *wire.RefusedError:
+		return e.Permanent()
+	case *identity.PinError:
+		return true
+	case interface{ Unwrap() []error }:
+		return slices.ContainsFunc(e.Unwrap(), IsRefused)
+	case interface{ Unwrap() error }:
+		return IsRefused(e.Unwrap())
+	default:
+		return false
 	}
-	_, wrongKey := errors.AsType[*identity.PinError](err)
-	return wrongKey
 }

@@ -22,8 +22,8 @@ import (
 
 func validOptions() Options {
 	return Options{
-		Server: "tunnel.example:7000", Name: "office", Loops: 1, Log: discard(),
-		Reloadable: Reloadable{TokenName: "token", Settings: relay.DefaultSettings(), Tunnels: []Tunnel{local("web")}},
+		Name: "office", Loops: 1, Log: discard(),
+		Reloadable: Reloadable{Servers: []string{"tunnel.example:7000"}, TokenName: "token", Settings: relay.DefaultSettings(), Tunnels: []Tunnel{local("web")}},
 	}
 }
 
@@ -36,8 +36,12 @@ func TestNewChecksOptions(t *testing.T) {
 		{"valid", func(*Options) {}, ""},
 		{"no tunnels", func(o *Options) { o.Reloadable.Tunnels = nil }, ""},
 		{"unix socket", func(o *Options) { o.Reloadable.Tunnels[0].Network = "unix" }, ""},
-		{"server without port", func(o *Options) { o.Server = "tunnel.example" }, "want host:port"},
-		{"server without host", func(o *Options) { o.Server = ":7000" }, "want host:port"},
+		{"server without port", func(o *Options) { o.Reloadable.Servers = []string{"tunnel.example"} }, "want host:port"},
+		{"server without host", func(o *Options) { o.Reloadable.Servers = []string{":7000"} }, "want host:port"},
+		{"several servers", func(o *Options) { o.Reloadable.Servers = []string{"a:1", "[::1]:2"} }, ""},
+		{"a second server without port", func(o *Options) { o.Reloadable.Servers = []string{"a:1", "b"} }, `server "b": want host:port`},
+		{"server twice", func(o *Options) { o.Reloadable.Servers = []string{"a:1", "b:1", "a:1"} }, "server a:1: it is named twice"},
+		{"no server", func(o *Options) { o.Reloadable.Servers = nil }, "server is missing"},
 		{"name", func(o *Options) { o.Name = "of fice" }, "client: name"},
 		{"loops", func(o *Options) { o.Loops = 0 }, "0 loops"},
 		{"logger", func(o *Options) { o.Log = nil }, "logger"},
@@ -114,10 +118,10 @@ func TestDestination(t *testing.T) {
 }
 
 func TestReachable(t *testing.T) {
-	c := &Client{host: "tunnel.example"}
-	six := &Client{host: "2001:db8::1"}
+	c := &session{server: "tunnel.example:7000"}
+	six := &session{server: "[2001:db8::1]:7000"}
 	tests := []struct {
-		client     *Client
+		session    *session
 		bound, got string
 	}{
 		{c, "[::]:80", "tunnel.example:80"},
@@ -127,7 +131,7 @@ func TestReachable(t *testing.T) {
 		{six, "[::]:80", "[2001:db8::1]:80"},
 	}
 	for _, tt := range tests {
-		if got := tt.client.reachable(tt.bound); got != tt.got {
+		if got := tt.session.reachable(tt.bound); got != tt.got {
 			t.Errorf("reachable(%s) = %s, want %s", tt.bound, got, tt.got)
 		}
 	}
@@ -254,7 +258,7 @@ func TestDialBound(t *testing.T) {
 func pipe(t *testing.T, id *identity.ServerIdentity) (*ctlConn, *tls.Conn) {
 	t.Helper()
 	pin := id.Pin()
-	config, err := identity.ClientTLS(identity.Trust{Pin: &pin}, "", wire.ALPN)
+	config, err := identity.ClientTLS(identity.Trust{Pins: []identity.Pin{pin}}, "", wire.ALPN)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -25,6 +25,7 @@ const keepalive = 15 * time.Second
 
 // login is what one attempt to connect is made with.
 type login struct {
+	server string // "host:port"
 	access Reloadable
 	epoch  uint64
 	key    []byte // of the session to resume; nil logs in with the credential
@@ -32,6 +33,7 @@ type login struct {
 
 // attempt is the outcome of one attempt: conn and welcome, or err.
 type attempt struct {
+	server  string
 	conn    *ctlConn
 	welcome *wire.Welcome
 	proxy   netip.AddrPort // the ProxyPort
@@ -48,12 +50,12 @@ func (e *setupError) Unwrap() error { return e.err }
 // connect makes one attempt. It blocks until it has a Welcome, failed, or ctx
 // is done.
 func (c *Client) connect(ctx context.Context, l login) attempt {
-	a := attempt{proved: l.key != nil}
+	a := attempt{server: l.server, proved: l.key != nil}
 	ctx, cancel := context.WithTimeout(ctx, c.timing.attempt)
 	defer cancel()
-	conn, err := c.dial(ctx, l.access)
+	conn, err := c.dial(ctx, l)
 	if err != nil {
-		a.err = fmt.Errorf("connect to %s: %w", c.options.Server, err)
+		a.err = fmt.Errorf("connect to %s: %w", l.server, err)
 		return a
 	}
 	// The deadline and the end of ctx reach a blocked read through the socket.
@@ -68,24 +70,26 @@ func (c *Client) connect(ctx context.Context, l login) attempt {
 	if err != nil {
 		a.conn.close()
 		a.conn = nil
-		a.err = fmt.Errorf("log in to %s: %w", c.options.Server, err)
+		a.err = fmt.Errorf("log in to %s: %w", l.server, err)
 		return a
 	}
 	a.conn.patience = a.welcome.Heartbeat() * 5 / 2
 	return a
 }
 
-// dial opens a verified TLS connection.
-func (c *Client) dial(ctx context.Context, access Reloadable) (*tls.Conn, error) {
-	config, err := identity.ClientTLS(access.Trust, c.host, wire.ALPN)
+// dial opens a verified TLS connection. A host name is resolved each time; its
+// address families race (RFC 8305), so that one which is broken costs little.
+func (c *Client) dial(ctx context.Context, l login) (*tls.Conn, error) {
+	config, err := identity.ClientTLS(l.access.Trust, hostOf(l.server), wire.ALPN)
 	if err != nil {
 		return nil, &setupError{err}
 	}
 	dialer := net.Dialer{
-		Timeout:         access.Settings.Connect,
+		Timeout:         l.access.Settings.Connect,
+		Resolver:        c.resolver,
 		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: keepalive, Interval: keepalive, Count: 3},
 	}
-	socket, err := dialer.DialContext(ctx, "tcp", c.options.Server)
+	socket, err := dialer.DialContext(ctx, "tcp", l.server)
 	if err != nil {
 		return nil, advised(err)
 	}

@@ -9,7 +9,6 @@ import (
 	"net"
 	"os"
 	"runtime"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -18,6 +17,7 @@ import (
 
 	"github.com/cproxy/cproxy/core/frame"
 	"github.com/cproxy/cproxy/core/identity"
+	"github.com/cproxy/cproxy/core/logging/logtest"
 	"github.com/cproxy/cproxy/core/relay"
 	"github.com/cproxy/cproxy/core/wire"
 )
@@ -246,7 +246,7 @@ type running struct {
 	*Client
 	t     *testing.T
 	ready chan string // "NAME ADDRESS"
-	logs  *logBuffer
+	logs  *logtest.Output
 	ended chan error
 	stop  context.CancelFunc
 }
@@ -256,9 +256,10 @@ type running struct {
 func (s *fakeServer) options(tunnels ...Tunnel) Options {
 	pin := s.id.Pin()
 	return Options{
-		Server: s.ctl.Addr().String(), Name: "office", Version: "test", Loops: 1,
+		Name: "office", Version: "test", Loops: 1,
 		Reloadable: Reloadable{
-			Trust: identity.Trust{Pin: &pin}, TokenName: "token", Secret: identity.TokenSecret{1, 2, 3},
+			Servers: []string{s.ctl.Addr().String()},
+			Trust:   identity.Trust{Pins: []identity.Pin{pin}}, TokenName: "token", Secret: identity.TokenSecret{1, 2, 3},
 			PoolMax: 16, Settings: relay.DefaultSettings(), Tunnels: tunnels,
 		},
 	}
@@ -268,8 +269,8 @@ func (s *fakeServer) options(tunnels ...Tunnel) Options {
 // tries again at once; change may alter the client before it runs.
 func start(t *testing.T, o Options, change func(*Client)) *running {
 	t.Helper()
-	r := &running{t: t, ready: make(chan string, 64), logs: new(logBuffer), ended: make(chan error, 1)}
-	o.Log = slog.New(slog.NewTextHandler(r.logs, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	r := &running{t: t, ready: make(chan string, 64), logs: new(logtest.Output), ended: make(chan error, 1)}
+	o.Log = r.logs.Logger()
 	o.Ready = func(tunnel, address string) { r.ready <- tunnel + " " + address }
 	c, err := New(o)
 	if err != nil {
@@ -320,52 +321,6 @@ func (r *running) shows(want string) {
 		}
 	case <-time.After(patience):
 		r.t.Fatalf("nothing is ready, want %q", want)
-	}
-}
-
-// logBuffer collects a log and can be waited on.
-type logBuffer struct {
-	mu      sync.Mutex
-	buf     bytes.Buffer
-	written chan struct{} // closed by the next Write; nil when nobody waits
-}
-
-func (b *logBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.written != nil {
-		close(b.written)
-		b.written = nil
-	}
-	return b.buf.Write(p)
-}
-
-func (b *logBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.String()
-}
-
-// await waits until the log has text.
-func (b *logBuffer) await(t *testing.T, text string) {
-	t.Helper()
-	timeout := time.After(patience)
-	for {
-		b.mu.Lock()
-		found := strings.Contains(b.buf.String(), text)
-		if b.written == nil {
-			b.written = make(chan struct{})
-		}
-		written := b.written
-		b.mu.Unlock()
-		if found {
-			return
-		}
-		select {
-		case <-written:
-		case <-timeout:
-			t.Fatalf("the log lacks %q:\n%s", text, b)
-		}
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"time"
 
 	"github.com/cproxy/cproxy/core/retry"
@@ -26,6 +27,7 @@ type link struct {
 	retryAt  time.Time          // zero when nothing is waited for
 	welcomed bool               // there was a connection once
 	first    bool               // conn is the first, and no tunnel was ever accepted on it
+	round    round
 	backoff  retry.Backoff
 	attempts chan attempt
 	messages chan received
@@ -39,12 +41,24 @@ func newLink(t timing) link {
 	}
 }
 
-// connect starts an attempt.
+// connect starts a round of attempts, at the server that may still know the
+// session.
 func (o *owner) connect(ctx context.Context) {
 	o.link.retryAt = time.Time{}
+	first := ""
+	if o.session != nil {
+		first = o.session.server
+	}
+	o.link.round.begin(o.config.Servers, first, time.Now())
+	o.try(ctx)
+}
+
+// try starts an attempt. The session is proved to nobody but the server that
+// gave it.
+func (o *owner) try(ctx context.Context) {
 	o.link.epoch++
-	l := login{access: o.config, epoch: o.link.epoch}
-	if o.session != nil && o.session.resumable {
+	l := login{server: o.link.round.server, access: o.config, epoch: o.link.epoch}
+	if o.session != nil && o.session.resumable && o.session.server == l.server {
 		l.key = append([]byte(nil), o.session.key...)
 	}
 	ctx, o.link.cancel = context.WithCancel(ctx)
@@ -65,21 +79,50 @@ func (o *owner) attempted(ctx context.Context, a attempt) error {
 		o.opened(ctx, a)
 		return nil
 	}
-	refused, isRefused := errors.AsType[*wire.RefusedError](a.err)
-	if a.proved && isRefused && (refused.Permanent() || refused.Code() == wire.CodeNotResumable) {
-		o.session.forget()
-		again = again || refused.Code() == wire.CodeNotResumable
+	if ctx.Err() != nil {
+		return nil // the client ends, and the attempt by it
 	}
-	if again {
-		o.log.Debug("connecting again at once", "address", o.client.options.Server, "error", a.err)
+	refused, isRefused := errors.AsType[*wire.RefusedError](a.err)
+	unknown := a.proved && isRefused && refused.Code() == wire.CodeNotResumable
+	if a.proved && (unknown || isRefused && refused.Permanent()) {
+		o.session.forget()
+	}
+	switch {
+	case again:
+		o.log.Debug("connecting again at once", "address", a.server, "error", a.err)
 		o.connect(ctx)
+	case unknown:
+		o.log.Debug("connecting again at once", "address", a.server, "error", a.err)
+		o.try(ctx)
+	default:
+		return o.failed(ctx, a.err)
+	}
+	return nil
+}
+
+// failed goes on to the next server of the round, or waits for the next round.
+// Its error ends the client: before the first connection, when this host is at
+// fault or no server is left that may accept it some day.
+func (o *owner) failed(ctx context.Context, err error) error {
+	if _, setup := errors.AsType[*setupError](err); setup && !o.link.welcomed {
+		return err
+	}
+	r, now := &o.link.round, time.Now()
+	server := r.server
+	r.failed(err, now)
+	if r.next() {
+		o.warn(err, "cannot connect to the server; trying the next one", "address", server, "next", r.server, "error", err)
+		o.try(ctx)
 		return nil
 	}
-	_, setup := errors.AsType[*setupError](a.err)
-	if !o.link.welcomed && (setup || IsRefused(a.err)) {
-		return a.err
+	if end := r.verdict(); end != nil && !o.link.welcomed {
+		return end
 	}
-	o.lost("cannot connect to the server", a.err)
+	floor := r.wait(o.config.Servers, now)
+	if isSuperseded(err) {
+		floor = reconnectFloor(err, o.client.timing)
+	}
+	o.lost("cannot connect to the server", server, err, floor)
 	return nil
 }
 
@@ -92,13 +135,13 @@ func (o *owner) opened(ctx context.Context, a attempt) {
 	o.tasks.Go(func() { a.conn.write(o.client.timing.write) })
 	o.tasks.Go(func() { a.conn.read(ctx, o.link.messages) })
 	resumed := o.welcome(a)
-	o.log.Info("connected", "address", o.client.options.Server, "control", o.session.control, "resumed", resumed,
+	o.log.Info("connected", "address", a.server, "control", o.session.control, "resumed", resumed,
 		"server_version", a.welcome.GetServerVersion())
 	o.reconcile(a.welcome, resumed)
 }
 
 // received takes a message of the server. Its error ends the client.
-func (o *owner) received(m received) error {
+func (o *owner) received(ctx context.Context, m received) error {
 	if m.conn != o.link.conn {
 		return nil // of a connection that was given up
 	}
@@ -110,7 +153,9 @@ func (o *owner) received(m received) error {
 	case *wire.ServerMessage_TunnelRegistered:
 		o.registered(kind.TunnelRegistered)
 	case *wire.ServerMessage_TunnelRejected:
-		return o.rejected(kind.TunnelRejected)
+		if err := o.rejected(kind.TunnelRejected); err != nil {
+			return o.leave(ctx, err)
+		}
 	case *wire.ServerMessage_NeedProxyConn:
 		o.pool.need(int(kind.NeedProxyConn.GetN()))
 		o.dial()
@@ -141,31 +186,53 @@ func (o *owner) disconnected(err error) {
 	if _, told := errors.AsType[*wire.RefusedError](err); told {
 		what = "the server ended the connection" // and perhaps streams with it
 	}
-	o.lost(what, err)
+	o.link.round.note(err, time.Now())
+	o.lost(what, o.session.server, err, reconnectFloor(err, o.client.timing))
 }
 
-// lost waits for the next attempt.
-func (o *owner) lost(what string, err error) {
-	delay := o.reconnectDelay(err)
+// leave gives up the first connection, on which every tunnel was refused for
+// good. Its error ends the client unless another server may open them.
+func (o *owner) leave(ctx context.Context, err error) error {
+	if len(o.config.Servers) == 1 {
+		return err
+	}
+	conn := o.link.conn
+	o.tasks.Go(func() { o.client.takeLeave(conn) })
+	o.link.conn = nil
+	o.link.first, o.link.welcomed = false, false
+	o.pool.wanted = 0
+	clear(o.tunnels.waiting)
+	o.session.forget()
+	return o.failed(ctx, fmt.Errorf("use %s: %w", o.session.server, err))
+}
+
+// lost waits for the next round, at least for floor.
+func (o *owner) lost(what, server string, err error, floor time.Duration) {
+	delay := o.link.backoff.NextAfter(floor)
 	o.link.retryAt = time.Now().Add(delay)
-	args := []any{"address", o.client.options.Server, "retry_in", delay.Round(time.Millisecond), "error", err}
-	if IsRefused(err) {
-		o.log.Error(what, args...)
-		return
-	}
-	o.log.Warn(what, args...)
+	o.warn(err, what, "address", server, "retry_in", delay.Round(time.Millisecond), "error", err)
 }
 
-// reconnectDelay is how long to wait after err.
-func (o *owner) reconnectDelay(err error) time.Duration {
-	var floor time.Duration
-	if refused, ok := errors.AsType[*wire.RefusedError](err); ok {
-		floor = refused.RetryAfter
-		if refused.Code() == wire.CodeSuperseded {
-			floor = max(floor, o.client.timing.superseded)
-		}
+// warn logs a failed connection, louder if only somebody's help will mend it.
+func (o *owner) warn(err error, what string, args ...any) {
+	level := slog.LevelWarn
+	if IsRefused(err) {
+		level = slog.LevelError
 	}
-	return o.link.backoff.NextAfter(floor)
+	o.log.Log(context.Background(), level, what, args...)
+}
+
+// reconnectFloor is the least time to wait after err, the end of a connection.
+func reconnectFloor(err error, t timing) time.Duration {
+	refused, ok := errors.AsType[*wire.RefusedError](err)
+	switch {
+	case !ok:
+		return 0
+	case refused.Code() == wire.CodeSuperseded:
+		return max(refused.RetryAfter, t.superseded)
+	default:
+		return refused.RetryAfter
+	}
 }
 
 // endsSession tells after which words of the server no proof will be accepted.

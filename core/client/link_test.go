@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/cproxy/cproxy/core/frame"
@@ -55,7 +56,7 @@ func TestFirstConnectionRefusedForGood(t *testing.T) {
 func TestWrongPin(t *testing.T) {
 	s := newFakeServer(t)
 	o := s.options()
-	o.Reloadable.Trust.Pin = &identity.Pin{1}
+	o.Reloadable.Trust.Pins = []identity.Pin{{1}}
 	err := start(t, o, nil).result()
 	if _, ok := errors.AsType[*identity.PinError](err); !ok || !IsRefused(err) {
 		t.Errorf("Run = %v, want a wrong pin", err)
@@ -110,7 +111,7 @@ func TestStrangeServer(t *testing.T) {
 			s := newFakeServer(t)
 			strange := listen(t)
 			o := s.options()
-			o.Server = strange.Addr().String()
+			o.Reloadable.Servers = []string{strange.Addr().String()}
 			r := start(t, o, func(c *Client) { c.timing.attempt = 100 * time.Millisecond })
 			for range 2 { // the second shows that the first was given up
 				conn, err := strange.Accept()
@@ -256,7 +257,7 @@ func TestSilenceEndsConnection(t *testing.T) {
 	r := start(t, s.options(), nil)
 	s.login().welcome(func(w *wire.Welcome) { w.HeartbeatMs = 20 })
 	s.login().welcome(nil)
-	r.logs.await(t, errSilent.Error())
+	r.logs.Await(t, errSilent.Error())
 }
 
 func TestUnexpectedMessages(t *testing.T) {
@@ -331,14 +332,18 @@ func TestReconnectDelay(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			o := &owner{client: &Client{timing: defaultTiming()}}
-			o.link.backoff = retry.Backoff{Int64N: func(int64) int64 { return 0 }}
-			if got := o.reconnectDelay(tt.err); got != tt.want {
-				t.Errorf("delay %v, want %v", got, tt.want)
-			}
-			o.link.backoff = retry.Backoff{Int64N: func(n int64) int64 { return n - 1 }}
-			if got := o.reconnectDelay(tt.err); got != tt.want+retry.DefaultBase {
-				t.Errorf("longest delay %v, want %v", got, tt.want+retry.DefaultBase)
+			for _, draw := range []struct {
+				of   func(n int64) int64
+				more time.Duration
+			}{{func(int64) int64 { return 0 }, 0}, {func(n int64) int64 { return n - 1 }, retry.DefaultBase}} {
+				synctest.Test(t, func(t *testing.T) {
+					o := &owner{log: discard()}
+					o.link.backoff = retry.Backoff{Int64N: draw.of}
+					o.lost("lost", "server", tt.err, reconnectFloor(tt.err, defaultTiming()))
+					if got := time.Until(o.link.retryAt); got != tt.want+draw.more {
+						t.Errorf("delay %v, want %v", got, tt.want+draw.more)
+					}
+				})
 			}
 		})
 	}

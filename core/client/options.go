@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 
 	"github.com/cproxy/cproxy/core/identity"
@@ -18,9 +19,6 @@ const tunnelType = "tcp"
 
 // Options configure a Client.
 type Options struct {
-	// Server is the "host:port" of the server's CtlPort. A host name is
-	// resolved at every attempt to connect.
-	Server string
 	// Name is the client's name: 1 to 64 of A-Z a-z 0-9 . _ -
 	Name string
 	// Version is the program's version, for the server's log.
@@ -39,6 +37,11 @@ type Options struct {
 
 // Reloadable is the part of Options that can be changed while a Client runs.
 type Reloadable struct {
+	// Servers are the "host:port" of the CtlPort of one server or several, none
+	// twice; they are tried in turn. A host name is resolved at every attempt to
+	// connect. A change leaves a connection alone; without one, it is tried at
+	// once.
+	Servers []string
 	// Trust says how the server is verified, and TokenName and Secret prove who
 	// the client is. A change counts from the next connection on; one that is
 	// lost is then tried at once.
@@ -105,9 +108,6 @@ func (t Tunnel) destination() (literal []relay.Address, name string, port uint16
 // validate reports everything that is wrong with o.
 func (o *Options) validate() error {
 	var problems []error
-	if host, port, err := net.SplitHostPort(o.Server); err != nil || host == "" || port == "" {
-		problems = append(problems, fmt.Errorf("server %q: want host:port", o.Server))
-	}
 	if err := wire.ValidateName(o.Name); err != nil {
 		problems = append(problems, fmt.Errorf("client: %w", err))
 	}
@@ -122,7 +122,7 @@ func (o *Options) validate() error {
 }
 
 func (r *Reloadable) validate() error {
-	var problems []error
+	problems := r.validateServers()
 	if err := wire.ValidateName(r.TokenName); err != nil {
 		problems = append(problems, fmt.Errorf("token: %w", err))
 	}
@@ -149,9 +149,28 @@ func (r *Reloadable) validate() error {
 	return errors.Join(problems...)
 }
 
+func (r *Reloadable) validateServers() []error {
+	var problems []error
+	if len(r.Servers) == 0 {
+		problems = append(problems, errors.New("server is missing"))
+	}
+	for i, server := range r.Servers {
+		if host, port, err := net.SplitHostPort(server); err != nil || host == "" || port == "" {
+			problems = append(problems, fmt.Errorf("server %q: want host:port", server))
+		} else if slices.Contains(r.Servers[:i], server) {
+			problems = append(problems, fmt.Errorf("server %s: it is named twice", server))
+		}
+	}
+	return problems
+}
+
 // sameAccess tells whether two configurations log in the same way.
 func sameAccess(a, b *Reloadable) bool {
-	samePin := a.Trust.Pin == b.Trust.Pin ||
-		a.Trust.Pin != nil && b.Trust.Pin != nil && *a.Trust.Pin == *b.Trust.Pin
-	return samePin && a.Trust.CAFile == b.Trust.CAFile && a.TokenName == b.TokenName && a.Secret == b.Secret
+	return a.Trust.Equal(b.Trust) && a.TokenName == b.TokenName && a.Secret == b.Secret
+}
+
+// hostOf is the host of a "host:port" that was validated.
+func hostOf(server string) string {
+	host, _, _ := net.SplitHostPort(server)
+	return host
 }

@@ -76,7 +76,7 @@ func (o *owner) run(ctx context.Context, engine <-chan error) error {
 		case a := <-o.link.attempts:
 			err = o.attempted(ctx, a)
 		case m := <-o.link.messages:
-			err = o.received(m)
+			err = o.received(ctx, m)
 		case r := <-o.client.reloads:
 			o.reconfigure(ctx, r)
 		case r := <-o.names.results:
@@ -93,17 +93,8 @@ func (o *owner) run(ctx context.Context, engine <-chan error) error {
 // stop takes leave of the server and waits for what the owner started.
 func (o *owner) stop(cancel context.CancelFunc) {
 	cancel()
-	if conn := o.link.conn; conn != nil {
-		conn.send(done().ClientMessage())
-		// The server closes when it has read the Goodbye. Closing first could
-		// make a reset overtake it.
-		farewell := time.NewTimer(o.client.timing.farewell)
-		defer farewell.Stop()
-		select {
-		case <-conn.ended:
-		case <-farewell.C:
-		}
-		conn.close()
+	if o.link.conn != nil {
+		o.client.takeLeave(o.link.conn)
 	}
 	o.tasks.Wait()
 	select {
@@ -117,6 +108,19 @@ func (o *owner) stop(cancel context.CancelFunc) {
 		o.session.forget()
 	}
 	o.limited.Flush()
+}
+
+// takeLeave says Goodbye and closes. The server closes when it has read that;
+// closing first could make a reset overtake it.
+func (c *Client) takeLeave(conn *ctlConn) {
+	conn.send(done().ClientMessage())
+	farewell := time.NewTimer(c.timing.farewell)
+	defer farewell.Stop()
+	select {
+	case <-conn.ended:
+	case <-farewell.C:
+	}
+	conn.close()
 }
 
 // patience is how long until something is due.

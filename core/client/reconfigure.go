@@ -3,6 +3,7 @@ package client
 import (
 	"context"
 	"reflect"
+	"slices"
 
 	"github.com/cproxy/cproxy/core/relay"
 )
@@ -39,18 +40,21 @@ func (o *owner) reconfigure(ctx context.Context, r Reloadable) {
 			o.renew(t) // the operator may have changed its grants
 		}
 	}
-	if !sameAccess(&old, &r) {
-		o.logInAnew(ctx)
+	switch {
+	case !sameAccess(&old, &r):
+		if o.session != nil {
+			o.session.resumable = false // its key still opens ProxyConns
+		}
+		o.hurry(ctx)
+	case !slices.Equal(old.Servers, r.Servers):
+		o.hurry(ctx)
 	}
 	o.log.Debug("configuration applied", "tunnels", len(r.Tunnels))
 }
 
-// logInAnew makes the next connection use the changed credential, and asks for
-// it at once if there is none.
-func (o *owner) logInAnew(ctx context.Context) {
-	if o.session != nil {
-		o.session.resumable = false // its key still opens ProxyConns
-	}
+// hurry begins a new round at once, with what was changed, unless there is a
+// connection.
+func (o *owner) hurry(ctx context.Context) {
 	if o.link.conn != nil {
 		return
 	}

@@ -22,6 +22,7 @@ const dialAdvice = "check that firewalls let this host reach the server's proxy 
 
 // session is what the last Welcome gave. It outlives its connection.
 type session struct {
+	server    string // that gave it
 	control   uint64
 	epoch     uint64
 	key       []byte
@@ -44,11 +45,11 @@ func (s *session) forget() {
 func (o *owner) welcome(a attempt) (resumed bool) {
 	w, old := a.welcome, o.session
 	s := &session{
-		control: w.GetControlId(), epoch: w.GetEpoch(), key: w.GetSessionKey(),
+		server: a.server, control: w.GetControlId(), epoch: w.GetEpoch(), key: w.GetSessionKey(),
 		resumable: true, proxy: a.proxy, heartbeat: w.Heartbeat(),
 	}
 	if old != nil {
-		resumed = w.GetResumed() && old.control == s.control
+		resumed = w.GetResumed() && old.control == s.control && old.server == s.server
 		if resumed && old.epoch == s.epoch {
 			s.proxyID = old.proxyID // the server remembers those that it saw
 		}

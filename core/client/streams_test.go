@@ -138,8 +138,8 @@ func TestStreams(t *testing.T) {
 	_ = down.Close()
 	move(Tunnel{Name: "web", Network: "tcp", Address: down.Addr().String()})
 	expect(5, "", frame.ResetDial, "two: hello\n")
-	r.logs.await(t, "check that the service runs and listens on this address")
-	r.logs.await(t, "address="+down.Addr().String())
+	r.logs.Await(t, "check that the service runs and listens on this address")
+	r.logs.Await(t, "address="+down.Addr().String())
 
 	// Without a control connection visitors are served, and changes made.
 	k.drop()
@@ -191,7 +191,7 @@ func TestForgedReady(t *testing.T) {
 	if n, err := conn.Read(make([]byte, 1)); err == nil {
 		t.Errorf("%d bytes on a conn with a forged READY", n)
 	}
-	r.logs.await(t, "does not know the session key")
+	r.logs.Await(t, "does not know the session key")
 	k.send((&wire.NeedProxyConn{N: 1}).ServerMessage())
 	if _, p, _ := s.proxyConn(); p.ProxyID != 2 {
 		t.Errorf("proxy id %d, want one that was not used", p.ProxyID)
@@ -204,7 +204,7 @@ func TestProxyPortClosed(t *testing.T) {
 	k := s.login().welcome(nil)
 	_ = s.proxy.Close()
 	k.send((&wire.NeedProxyConn{N: 3}).ServerMessage())
-	r.logs.await(t, dialAdvice)
+	r.logs.Await(t, dialAdvice)
 	k.registers("web")
 	k.quiet()
 }
@@ -237,7 +237,7 @@ func TestNamesOfLocalServers(t *testing.T) {
 		got, _ = converse(t, conn, seq, 5)
 	}
 	dns.answer.Store(nil) // the last good answer stays
-	r.logs.await(t, "app.lan")
+	r.logs.Await(t, "app.lan")
 	if got, _ := converse(t, conn, seq, 5); got != "named: hello\n" {
 		t.Errorf("got %q after the name was lost", got)
 	}

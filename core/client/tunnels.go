@@ -212,7 +212,7 @@ func (o *owner) open(t *tunnel, r *wire.TunnelRegistered) {
 	o.renumber(t, r.GetId())
 	var addresses []string
 	for _, address := range r.GetPublicAddresses() {
-		address = o.client.reachable(address)
+		address = o.session.reachable(address)
 		if slices.Contains(addresses, address) {
 			continue
 		}
@@ -227,13 +227,13 @@ func (o *owner) open(t *tunnel, r *wire.TunnelRegistered) {
 
 // reachable gives the address under which a public address can be dialled: the
 // server's own host where it listens on all addresses.
-func (c *Client) reachable(address string) string {
+func (s *session) reachable(address string) string {
 	bound, err := netip.ParseAddrPort(address)
 	if err != nil || !bound.Addr().Unmap().IsUnspecified() {
 		return address
 	}
 	_, port, _ := net.SplitHostPort(address) // it has been parsed above
-	return net.JoinHostPort(c.host, port)
+	return net.JoinHostPort(hostOf(s.server), port)
 }
 
 // renumber follows a tunnel to the id that START gives it.

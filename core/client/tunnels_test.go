@@ -204,7 +204,7 @@ func TestReconfigureAccess(t *testing.T) {
 	if err := r.Reconfigure(next); err != nil {
 		t.Fatal(err)
 	}
-	r.logs.await(t, "configuration applied")
+	r.logs.Await(t, "configuration applied")
 	k.quiet() // a connection that works is left alone
 	k.drop()
 	k = s.login()
@@ -222,7 +222,7 @@ func TestReconfigureAccess(t *testing.T) {
 		t.Errorf("next Hello: %v, want the third token", k.hello)
 	}
 	k.send(wire.NewGoodbye(wire.NewRefusal(wire.CodeRate, ""), time.Hour).ServerMessage())
-	r.logs.await(t, "retry_in=1h")
+	r.logs.Await(t, "retry_in=1h")
 
 	// Nor is there a reason to wait any longer.
 	next.TokenName = "fourth"

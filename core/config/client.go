@@ -1,15 +1,23 @@
 package config
 
-import "os"
+import (
+	"fmt"
+	"os"
+	"slices"
+)
+
+// maxServers bounds the lists of servers and of their pins.
+const maxServers = 16
 
 // Client is the configuration of cproxy-client, checked and with defaults.
 type Client struct {
-	// Server is the "host:port" of the server's CtlPort.
-	Server string
-	// Pin is "sha256:" and the unpadded base64url of the SHA-256 of the server's
-	// public key, or empty. Pin and CAFile are never both set; with neither, the
-	// authorities of the system count.
-	Pin    string
+	// Servers are the "host:port" of the CtlPort of each server, tried in turn;
+	// at least one, and none twice.
+	Servers []string
+	// Pins are "sha256:" and the unpadded base64url of the SHA-256 of a server's
+	// public key; any of them is right. Pins and CAFile are never both set; with
+	// neither, the authorities of the system count.
+	Pins   []string
 	CAFile string
 	// Token is "NAME:SECRET", read from TokenFile if that is set.
 	Token     Secret
@@ -27,8 +35,8 @@ type Client struct {
 
 // rawClient is client.toml as decoded: types fit, meaning is not checked.
 type rawClient struct {
-	Server    string      `koanf:"server"`
-	Pin       string      `koanf:"pin"`
+	Servers   []string    `koanf:"server"`
+	Pins      []string    `koanf:"pin"`
 	CAFile    string      `koanf:"ca_file"`
 	TokenFile string      `koanf:"token_file"`
 	Token     Secret      `koanf:"token"`
@@ -58,8 +66,8 @@ func LoadClient(src Source) (client *Client, warnings []Problem, err error) {
 
 func (l *loader) client(raw rawClient) *Client {
 	c := &Client{
-		Server:    raw.Server,
-		Pin:       raw.Pin,
+		Servers:   raw.Servers,
+		Pins:      raw.Pins,
 		CAFile:    l.resolve("ca_file", raw.CAFile),
 		TokenFile: l.resolve("token_file", raw.TokenFile),
 		Name:      raw.Name,
@@ -79,22 +87,26 @@ func (l *loader) client(raw rawClient) *Client {
 	return c
 }
 
-// checkServer checks where the server is and how it proves its identity.
+// checkServer checks where the servers are and how they prove their identity.
 func (l *loader) checkServer(c *Client) {
-	if c.Server == "" && !l.faulty("server") {
+	if len(c.Servers) == 0 && !l.faulty("server") {
 		l.missing(l.origin("server"), "server",
 			`is missing; set the server's "host:7000", or let "cproxy-client join" write the configuration`)
-	} else if c.Server != "" {
-		_, err := splitHostPort(c.Server, false)
-		l.check("server", err)
 	}
-	if c.Pin != "" && !validPin(c.Pin) {
-		l.check("pin", badValue("\"sha256:\" and 43 characters, copied whole from the join string", c.Pin))
-	}
+	l.checkEach("server", c.Servers, func(server string) error {
+		_, err := splitHostPort(server, false)
+		return err
+	})
+	l.checkEach("pin", c.Pins, func(pin string) error {
+		if !validPin(pin) {
+			return badValue("\"sha256:\" and 43 characters, copied whole from the join string", pin)
+		}
+		return nil
+	})
 	if c.CAFile == "" {
 		return
 	}
-	if c.Pin != "" {
+	if len(c.Pins) > 0 {
 		l.check("ca_file", &valueError{"is set beside pin at " + l.origin("pin").String() + "; keep one of the two"})
 	}
 	f, err := os.Open(c.CAFile)
@@ -105,12 +117,41 @@ func (l *loader) checkServer(c *Client) {
 	_ = f.Close() // nothing was written
 }
 
+// checkEach checks the elements of a list of texts, the place of each by itself.
+func (l *loader) checkEach(path string, list []string, check func(text string) error) {
+	if l.faulty(path) {
+		return
+	}
+	if len(list) > maxServers {
+		l.check(path, &valueError{fmt.Sprintf("has %d elements; remove all but %d", len(list), maxServers)})
+		return
+	}
+	for i, text := range list {
+		err := check(text)
+		if err == nil && slices.Contains(list[:i], text) {
+			err = &valueError{fmt.Sprintf("names %s twice; remove one of the two", text)}
+		}
+		if err != nil {
+			l.report(l.element(path, i), path, err.Error())
+		}
+	}
+}
+
+// element gives the place of an element of the list that a key decides.
+func (l *loader) element(path string, i int) origin {
+	y, at := l.find(path)
+	if y == nil {
+		return at
+	}
+	return y.at(fmt.Sprintf("%s[%d]", path, i))
+}
+
 // values gives the settings under the paths of the table of keys, those of
 // tunnels left out.
 func (c *Client) values() map[string]any {
 	return map[string]any{
-		"server":              c.Server,
-		"pin":                 c.Pin,
+		"server":              c.Servers,
+		"pin":                 c.Pins,
 		"ca_file":             c.CAFile,
 		"token_file":          c.TokenFile,
 		"token":               c.Token,

@@ -17,8 +17,8 @@ func TestClientDefaults(t *testing.T) {
 		t.Fatal(err, warnings)
 	}
 	want := &Client{
-		Server:   "example.net:7000",
-		Pin:      testPin,
+		Servers:  []string{"example.net:7000"},
+		Pins:     []string{testPin},
 		Token:    NewSecret(testToken),
 		Name:     "web",
 		Pool:     Pool{Max: 256},
@@ -72,6 +72,16 @@ func TestClientOneProblem(t *testing.T) {
 		{"absent token file", "server = \"a:1\"\ntoken_file = \"nope\"\n" + tunnel, `client.toml:2: token_file: DIR/nope does not exist; create it`},
 		{"token file is a folder", "server = \"a:1\"\ntoken_file = \".\"\n" + tunnel, `client.toml:2: token_file: DIR cannot be read: is a directory`},
 		{"server without port", "server = \"example.net\"\ntoken = \"" + testToken + "\"\n" + tunnel, `client.toml:1: server: must be an address such as "host:7000"`},
+		{"server of bad type", "server = 7000\ntoken = \"" + testToken + "\"\n" + tunnel, `client.toml:1: server: must be a server in quotes such as "host:7000", or a list`},
+		{"servers of bad type", "server = [\"a:1\",\n7000]\ntoken = \"" + testToken + "\"\n" + tunnel, `client.toml:2: server: must be a server in quotes such as "host:7000", or a list`},
+		{"no servers", "server = []\ntoken = \"" + testToken + "\"\n" + tunnel, `client.toml:1: server: is missing; set the server's`},
+		{"empty server", "server = \"\"\ntoken = \"" + testToken + "\"\n" + tunnel, `client.toml:1: server: must be an address such as "host:7000"`},
+		{"one of several servers", "server = [\"a:1\",\n\"b\",\n\"c:1\"]\ntoken = \"" + testToken + "\"\n" + tunnel, `client.toml:2: server: must be an address such as "host:7000"`},
+		{"server twice", "server = [\"a:1\",\n\"b:1\",\n\"a:1\"]\ntoken = \"" + testToken + "\"\n" + tunnel, `client.toml:3: server: names a:1 twice; remove one of the two`},
+		{"too many servers", "server = [" + strings.Repeat("\"a:1\",", 17) + "]\ntoken = \"" + testToken + "\"\n" + tunnel, `client.toml:1: server: has 17 elements; remove all but 16`},
+		{"pin twice", "pin = [\n\"" + testPin + "\",\n\"" + testPin + "\"]\nserver = \"a:1\"\ntoken = \"" + testToken + "\"\n" + tunnel, `client.toml:3: pin: names ` + testPin + ` twice`},
+		{"one of several pins", "pin = [\n\"" + testPin + "\",\n\"sha256:x\"]\nserver = \"a:1\"\ntoken = \"" + testToken + "\"\n" + tunnel, `client.toml:3: pin: must be "sha256:" and 43 characters`},
+		{"pin of bad type", "pin = 1\nserver = \"a:1\"\ntoken = \"" + testToken + "\"\n" + tunnel, `client.toml:1: pin: must be a fingerprint in quotes`},
 		{"pin and CA", "ca_file = \"client.toml\"\n" + minimal + tunnel, `client.toml:1: ca_file: is set beside pin at DIR/client.toml:3`},
 		{"absent CA", "server = \"a:1\"\ntoken = \"" + testToken + "\"\nca_file = \"/no/ca.pem\"\n" + tunnel, `client.toml:3: ca_file: /no/ca.pem does not exist`},
 		{"padded pin", "server = \"a:1\"\ntoken = \"" + testToken + "\"\npin = \"" + testPin + "=\"\n" + tunnel, `client.toml:3: pin: must be "sha256:" and 43 characters`},
@@ -113,6 +123,47 @@ func TestClientOneProblem(t *testing.T) {
 			want := strings.ReplaceAll(tt.want, "DIR/client.toml", "client.toml")
 			want = strings.ReplaceAll(want, "DIR/nope", "nope")
 			wantLines(t, got, []string{want})
+		})
+	}
+}
+
+// A server and a pin may be one text or a list, wherever they come from.
+func TestSeveralServers(t *testing.T) {
+	const otherPin = "sha256:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAE"
+	token := "token = \"" + testToken + "\"\n[[tunnel]]\nname = \"x\"\nlocal = 1\n"
+	one, two := []string{"a:1"}, []string{"a:1", "[::1]:2"}
+	tests := []struct {
+		name, toml string
+		environ    []string
+		flag       string
+		servers    []string
+		pins       []string
+	}{
+		{"text", `server = "a:1"`, nil, "", one, nil},
+		{"list of one", `server = ["a:1"]`, nil, "", one, nil},
+		{"list", `server = ["a:1", "[::1]:2"]`, nil, "", two, nil},
+		{"variable", ``, []string{"CPROXY_CLIENT_SERVER=a:1"}, "", one, nil},
+		{"variable with a list", `server = "b:1"`, []string{"CPROXY_CLIENT_SERVER=a:1, [::1]:2"}, "", two, nil},
+		{"flag", `server = ["b:1", "c:1"]`, []string{"CPROXY_CLIENT_SERVER=d:1"}, "a:1", one, nil},
+		{"flag with a list", `server = "b:1"`, nil, "a:1,[::1]:2", two, nil},
+		{"pin", "server = \"a:1\"\npin = \"" + testPin + "\"", nil, "", one, []string{testPin}},
+		{"pins", "server = \"a:1\"\npin = [\"" + testPin + "\", \"" + otherPin + "\"]", nil, "", one, []string{testPin, otherPin}},
+		{"pins in a variable", `server = "a:1"`, []string{"CPROXY_CLIENT_PIN=" + testPin + "," + otherPin}, "", one, []string{testPin, otherPin}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			dir := write(t, map[string]string{"client.toml": tt.toml + "\n" + token})
+			src := Source{Path: filepath.Join(dir, "client.toml"), Environ: tt.environ}
+			if tt.flag != "" {
+				src.Flags = map[string]string{"server": tt.flag}
+			}
+			c, _, err := LoadClient(src)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !reflect.DeepEqual(c.Servers, tt.servers) || !reflect.DeepEqual(c.Pins, tt.pins) {
+				t.Errorf("got %q and %q, want %q and %q", c.Servers, c.Pins, tt.servers, tt.pins)
+			}
 		})
 	}
 }

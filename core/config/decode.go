@@ -80,7 +80,7 @@ func convert(_, to reflect.Type, v any) (any, error) {
 		return parseRate(v)
 	case reflect.TypeFor[PortRange]():
 		return parsePortRange(v)
-	case reflect.TypeFor[[]PortRange](), reflect.TypeFor[[]netip.Addr]():
+	case reflect.TypeFor[[]PortRange](), reflect.TypeFor[[]netip.Addr](), reflect.TypeFor[[]string]():
 		return oneOrMany(v), nil
 	case reflect.TypeFor[netip.Addr]():
 		return parseAddr(v)

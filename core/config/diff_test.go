@@ -42,23 +42,23 @@ func TestDiffClient(t *testing.T) {
 	tunnel := func(name string, port uint16) Tunnel {
 		return Tunnel{Name: name, RemotePorts: PortRange{port, port}, Bind: addrs("::1")}
 	}
-	before := &Client{Server: "a:1", Token: NewSecret("old"), Tunnels: []Tunnel{tunnel("a", 1), tunnel("b", 2), tunnel("c", 3)}}
+	before := &Client{Servers: []string{"a:1"}, Token: NewSecret("old"), Tunnels: []Tunnel{tunnel("a", 1), tunnel("b", 2), tunnel("c", 3)}}
 	tests := []struct {
 		name  string
 		after Client
 		want  Changes
 	}{
 		{"nothing", *before, Changes{}},
-		{"order of tunnels", Client{Server: "a:1", Token: NewSecret("old"), Tunnels: []Tunnel{tunnel("c", 3), tunnel("b", 2), tunnel("a", 1)}}, Changes{}},
+		{"order of tunnels", Client{Servers: []string{"a:1"}, Token: NewSecret("old"), Tunnels: []Tunnel{tunnel("c", 3), tunnel("b", 2), tunnel("a", 1)}}, Changes{}},
 		{
 			"tunnels",
-			Client{Server: "a:1", Token: NewSecret("old"), Tunnels: []Tunnel{tunnel("d", 4), tunnel("b", 9), tunnel("c", 3)}},
+			Client{Servers: []string{"a:1"}, Token: NewSecret("old"), Tunnels: []Tunnel{tunnel("d", 4), tunnel("b", 9), tunnel("c", 3)}},
 			Changes{Added: []string{"d"}, Changed: []string{"b"}, Removed: []string{"a"}},
 		},
 		{
 			"keys",
-			Client{Server: "b:1", Pin: "p", CAFile: "c", Token: NewSecret("new"), Name: "n", Tunnels: before.Tunnels},
-			Changes{Reload: []string{"pin", "ca_file", "token"}, Restart: []string{"server", "name"}},
+			Client{Servers: []string{"b:1"}, Pins: []string{"p"}, CAFile: "c", Token: NewSecret("new"), Name: "n", Tunnels: before.Tunnels},
+			Changes{Reload: []string{"server", "pin", "ca_file", "token"}, Restart: []string{"name"}},
 		},
 	}
 	for _, tt := range tests {

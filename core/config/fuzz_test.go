@@ -15,7 +15,7 @@ func seeds(f *testing.F) {
 		"limits = 5\n[limits]\nmax_conns = 1", "tunnel = 5", "tunnel = [[[]]]", "tunnel = [{name='a',local=1},\n{name='a'}]",
 		"[[tunnel]]\n[tunnel.bind]\n[[tunnel]]\nname = 1", "\"limits.ports\" = 1\n\"\" = 2\n'\\u0000' = 3",
 		"grace = 1979-05-27T07:32:00Z", "grace = \"\"\"\n1s\"\"\"\n[x", "loops = 9223372036854775808", "loops = 1e99999", "\r", "\xff\xfe", "a.b.c.d = {e.f = [{}]}",
-		"[limits\nports = 1\n[pool]\nmax = x\n", minimal, minimal + "[[tunnel]]\nname = 'x'\nlocal = 'unix:/x'\nbind = '::'\n",
+		"[limits\nports = 1\n[pool]\nmax = x\n", minimal, minimal + "server = ['a:1', 2, 'a:1']\npin = [[]]", minimal + "[[tunnel]]\nname = 'x'\nlocal = 'unix:/x'\nbind = '::'\n",
 	} {
 		f.Add([]byte(text))
 	}

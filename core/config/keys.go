@@ -20,7 +20,7 @@ func serverKeys() []key {
 		{path: "proxy_listen", kind: kindString, initial: ":7001", restart: true, help: "Address for data connections (ProxyPort). Port 0 lets the kernel pick one."},
 		{path: "advertise", kind: kindString, computed: "FQDN and CtlPort", help: "`host:port` under which clients reach CtlPort; written into join strings."},
 		{path: "public_bind", kind: kindAddrs, initial: "::", help: "Addresses on which public ports of tunnels open; `::` takes IPv4 as well. A change applies to tunnels registered afterwards."},
-		{path: "state_dir", kind: kindString, initial: "/var/lib/cproxy", restart: true, help: "Absolute path of the folder for identity and tokens; belongs to the service user."},
+		{path: "state_dir", kind: kindString, initial: "/var/lib/cproxy", restart: true, help: "Absolute path of the folder for identity, tokens and remembered ports; belongs to the service user."},
 		{path: "tokens_file", kind: kindString, computed: "`tokens.toml` in `state_dir`", restart: true, help: "File with the tokens of clients; re-read by itself when it changes."},
 		{path: "grace", kind: kindDuration, initial: "30s", min: "0s", max: "24h", help: "How long public ports of a client stay open after its control connection was lost."},
 		{path: "loops", kind: kindInt, initial: "0", min: "0", max: "64", restart: true, help: "Number of relay loops; 0 is one for each CPU, at most 8."},
@@ -41,12 +41,12 @@ func serverKeys() []key {
 // clientKeys are the settings of cproxy-client, in the order of the documentation.
 func clientKeys() []key {
 	keys := append([]key{
-		{path: "server", kind: kindString, restart: true, help: "`host:port` of the server's CtlPort. Required."},
-		{path: "pin", kind: kindString, help: "`sha256:` and 43 characters: fingerprint of the server's public key. Not together with `ca_file`."},
+		{path: "server", kind: kindServers, help: "`host:port` of the server's CtlPort, or a list of such that are tried in turn, see [Several servers](#several-servers). Required."},
+		{path: "pin", kind: kindPins, help: "`sha256:` and 43 characters: fingerprint of the server's public key, or a list of such, of which any is right. Not together with `ca_file`."},
 		{path: "ca_file", kind: kindString, help: "PEM file with the authorities that may sign the server's certificate. With neither `pin` nor `ca_file` those of the system count."},
 		{path: "token_file", kind: kindString, help: "File that holds `NAME:SECRET`, mode 0600. Exactly one of `token_file` and `token` is required."},
 		{path: "token", kind: kindSecret, help: "`NAME:SECRET` itself; the configuration file should then have mode 0600."},
-		{path: "name", kind: kindString, computed: "NAME of the token", restart: true, help: "Name of this client: 1 to 64 of `A-Z a-z 0-9 . _ -`. Two hosts that share a token need two names."},
+		{path: "name", kind: kindString, computed: "NAME of the token", restart: true, help: "Name of this client: 1 to 64 of `A-Z a-z 0-9 . _ -`. Two hosts that share a token need two names; else only the one that was started last serves."},
 		{path: "loops", kind: kindInt, initial: "0", min: "0", max: "64", restart: true, help: "Number of relay loops; 0 is one for each CPU, at most 8."},
 		{path: "pool.max", kind: kindInt, initial: "256", min: "0", max: "65536", help: "Idle ProxyConns kept open; 0 keeps none, so each visitor waits for a new one. The smaller of both sides counts."},
 		{path: "timeouts.connect", kind: kindDuration, initial: "10s", min: "1ms", max: "10m", help: "How long connecting to the server or to a LocalServer may take."},
@@ -68,7 +68,7 @@ func tunnelKeys() []key {
 		{path: "tunnel.name", kind: kindString, help: "Name of the tunnel, unique in this client: 1 to 64 of `A-Z a-z 0-9 . _ -`. Required."},
 		{path: "tunnel.type", kind: kindString, computed: "`tcp`", help: "Only `tcp`."},
 		{path: "tunnel.local", kind: kindLocal, help: "LocalServer: `8080` (on 127.0.0.1), `\"host:port\"` or `\"unix:/path\"`. Required."},
-		{path: "tunnel.remote_port", kind: kindPort, computed: "0", help: "Public port on the server, a range such as `\"20000-20100\"` to take one of, or 0 for any."},
+		{path: "tunnel.remote_port", kind: kindPort, computed: "0", help: "Public port on the server, a range such as `\"20000-20100\"` to take one of, or 0 for any. The tunnel keeps the port it got for a day after its last use."},
 		{path: "tunnel.bind", kind: kindAddrs, computed: "server's `public_bind`", help: "Addresses of the server on which the public port opens: one, or a list."},
 		{path: "tunnel.proxy_protocol", kind: kindProxyProtocol, computed: "no header", help: "`v1` or `v2`: send the LocalServer a PROXY header with the visitor's address."},
 	}

@@ -21,6 +21,8 @@ const (
 	kindFormat
 	kindProxyProtocol
 	kindSecret
+	kindServers
+	kindPins
 )
 
 // label names the type in the documentation.
@@ -48,6 +50,10 @@ func (k kind) label() string {
 		return "log format"
 	case kindProxyProtocol:
 		return "version"
+	case kindServers:
+		return "server or list"
+	case kindPins:
+		return "pin or list"
 	}
 	return "unknown"
 }
@@ -77,12 +83,18 @@ func (k kind) want() string {
 		return `"text" or "json"`
 	case kindProxyProtocol:
 		return `"v1" or "v2" (leave the key out for no PROXY header)`
+	case kindServers:
+		return `a server in quotes such as "host:7000", or a list such as ["host:7000", "[::1]:7000"]`
+	case kindPins:
+		return `a fingerprint in quotes such as "sha256:...", or a list of such`
 	}
 	return "a known type"
 }
 
 // isList reports whether text forms separate several values by commas.
-func (k kind) isList() bool { return k == kindPorts || k == kindAddrs }
+func (k kind) isList() bool {
+	return k == kindPorts || k == kindAddrs || k == kindServers || k == kindPins
+}
 
 // fromText gives the value that a TOML file would hold for a text taken from
 // the environment, a flag or the table of keys. A text that does not fit stays

@@ -62,7 +62,7 @@ func TestUnreadable(t *testing.T) {
 		{"client.toml", []string{
 			`client.toml: configuration file does not exist`,
 			`client.d/bad.toml:1: not valid TOML at column 9`,
-			`client.d/bad.toml:2: server: must be a text in quotes`,
+			`client.d/bad.toml:2: server: must be a server in quotes`,
 			`client.d/link.toml: configuration file does not exist`,
 		}},
 	}
@@ -192,7 +192,7 @@ func TestEverySettingByVariable(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := &Client{
-		Server: "h:1", Pin: testPin, Token: NewSecret(testToken), Name: "n", Loops: 1, Pool: Pool{2},
+		Servers: []string{"h:1"}, Pins: []string{testPin}, Token: NewSecret(testToken), Name: "n", Loops: 1, Pool: Pool{2},
 		Timeouts: Timeouts{Connect: time.Second, HalfClose: 2 * time.Second, Idle: 3 * time.Second},
 		Log:      Log{4, LogJSON}, Tunnels: []Tunnel{},
 	}

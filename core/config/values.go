@@ -99,6 +99,15 @@ func badValue(want string, got any) error {
 	}
 }
 
+// textOf gives a value for which quotes are optional where it is a number.
+func textOf(v any) (text string, ok bool) {
+	if n, isInt := v.(int64); isInt {
+		return strconv.FormatInt(n, 10), true
+	}
+	text, ok = v.(string)
+	return text, ok
+}
+
 func parseDuration(v any) (time.Duration, error) {
 	text, _ := v.(string)
 	d, err := time.ParseDuration(text)
@@ -110,10 +119,7 @@ func parseDuration(v any) (time.Duration, error) {
 
 // parseRate takes 65536, "65536" or "10MB".
 func parseRate(v any) (rate.Bytes, error) {
-	text, _ := v.(string)
-	if n, isInt := v.(int64); isInt {
-		text = strconv.FormatInt(n, 10)
-	}
+	text, _ := textOf(v)
 	r, err := rate.Parse(text)
 	if err != nil {
 		return 0, badValue(kindRate.want(), v)
@@ -123,10 +129,7 @@ func parseRate(v any) (rate.Bytes, error) {
 
 // parsePortRange takes 443, "443" or "20000-20100"; 0 gives the zero value.
 func parsePortRange(v any) (PortRange, error) {
-	text, ok := v.(string)
-	if n, isInt := v.(int64); isInt {
-		text, ok = strconv.FormatInt(n, 10), true
-	}
+	text, ok := textOf(v)
 	if !ok {
 		return PortRange{}, badValue(kindPort.want(), v)
 	}
@@ -167,10 +170,7 @@ func parseAddr(v any) (netip.Addr, error) {
 
 // parseLocal takes 8080, "8080", "host:port" or "unix:/path".
 func parseLocal(v any) (Local, error) {
-	text, ok := v.(string)
-	if n, isInt := v.(int64); isInt {
-		text, ok = strconv.FormatInt(n, 10), true
-	}
+	text, ok := textOf(v)
 	if !ok {
 		return Local{}, badValue(kindLocal.want(), v)
 	}

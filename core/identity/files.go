@@ -40,6 +40,18 @@ func WritePrivate(path string, data []byte) error {
 	return replaceFile(path, data, owner)
 }
 
+// ReadPrivate returns the content of a file that [WritePrivate] wrote. Anything
+// but a regular file of at most 16 MiB is an error, and so is a missing one
+// (fs.ErrNotExist). Who else may read the file is not checked. It blocks on the
+// disk.
+func ReadPrivate(path string) ([]byte, error) {
+	data, _, err := readFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("read state: %w", err)
+	}
+	return data, nil
+}
+
 // directoryOwner returns the owner a private file in dir shall have.
 func directoryOwner(dir string) (fileOwner, error) {
 	info, err := os.Stat(dir)

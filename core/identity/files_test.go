@@ -2,7 +2,9 @@ package identity_test
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"sync"
@@ -21,6 +23,25 @@ func TestWritePrivate(t *testing.T) {
 		t.Errorf("content = %q, %v, want new", got, err)
 	}
 	wantModes(t, dir, map[string]os.FileMode{"secret": 0o600})
+}
+
+func TestReadPrivate(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "state")
+	if _, err := identity.ReadPrivate(path); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a missing file gives %v", err)
+	}
+	must(t, identity.WritePrivate(path, []byte("text")))
+	if got, err := identity.ReadPrivate(path); err != nil || string(got) != "text" {
+		t.Errorf("read %q, %v", got, err)
+	}
+	pipe := filepath.Join(dir, "pipe")
+	must(t, syscall.Mkfifo(pipe, 0o600)) // nobody ever writes to it
+	for _, odd := range []string{dir, pipe} {
+		if _, err := identity.ReadPrivate(odd); err == nil {
+			t.Errorf("%s is read", odd)
+		}
+	}
 }
 
 func TestWritePrivateReplacesLinks(t *testing.T) {

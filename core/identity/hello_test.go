@@ -232,7 +232,7 @@ func TestHandshakeOverReplayedConn(t *testing.T) {
 		}
 		done <- err
 	}()
-	client := tls.Client(a, clientTLS(t, identity.Trust{Pin: &pin}, "example.org"))
+	client := tls.Client(a, clientTLS(t, identity.Trust{Pins: []identity.Pin{pin}}, "example.org"))
 	_, err := client.Write([]byte("echo"))
 	must(t, err)
 	must(t, client.CloseWrite())

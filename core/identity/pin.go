@@ -59,17 +59,22 @@ func (p Pin) equal(other Pin) bool {
 	return subtle.ConstantTimeCompare(p[:], other[:]) == 1
 }
 
-// PinError tells that the server presented another key than the pinned one:
+// PinError tells that the server presented another key than the pinned ones:
 // either its identity was replaced, or something else answered in its place.
 type PinError struct {
-	Want, Got Pin
+	Want []Pin
+	Got  Pin
 }
 
-// Error names both pins and what to do about the difference.
+// Error names all pins and what to do about the difference.
 func (e *PinError) Error() string {
+	want := make([]string, len(e.Want))
+	for i, pin := range e.Want {
+		want[i] = pin.String()
+	}
 	return fmt.Sprintf("server presented key %s but %s is pinned: if its identity was replaced on purpose, "+
 		"compare with the pin `cproxy-server run` logs at start and get a new join string from `cproxy-server token add`; "+
-		"otherwise something between here and the server answers in its place", e.Got, e.Want)
+		"otherwise something between here and the server answers in its place", e.Got, strings.Join(want, " or "))
 }
 
 // decodeBase64 fills dst from unpadded base64url of exactly its size. Its errors

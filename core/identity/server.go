@@ -36,16 +36,12 @@ const startOver = "restore %s and %s from a backup, or remove both to start with
 // ServerIdentity is a server's private key and certificate. It prints as its
 // pin, never as its key. It is immutable and safe for concurrent use.
 type ServerIdentity struct {
-	cert    tls.Certificate
-	pin     Pin
-	created bool
+	cert tls.Certificate
+	pin  Pin
 }
 
 // Pin returns what clients pin this identity by.
 func (id *ServerIdentity) Pin() Pin { return id.pin }
-
-// Created reports whether the call that returned this identity made it.
-func (id *ServerIdentity) Created() bool { return id.created }
 
 // String returns the pin.
 func (id *ServerIdentity) String() string { return id.pin.String() }
@@ -99,12 +95,7 @@ func LoadOrCreateServer(stateDir string) (*ServerIdentity, error) {
 	if err := createServer(keyPath, certPath); err != nil {
 		return nil, fmt.Errorf("create server identity: %w", err)
 	}
-	id, err := loadServer(keyPath, certPath)
-	if err != nil {
-		return nil, err
-	}
-	id.created = true
-	return id, nil
+	return loadServer(keyPath, certPath)
 }
 
 func exists(path string) (bool, error) {

@@ -5,15 +5,21 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"slices"
 )
 
-// Trust says how a client verifies the server. With a pin the server's key must
-// be that one, whatever its certificate says. With a CA file the certificate
+// Trust says how a client verifies the server. With pins the server's key must
+// be one of them, whatever its certificate says. With a CA file the certificate
 // must lead to one of its roots and be valid for the server's name. With both,
 // both must hold; with neither, the system's roots decide.
 type Trust struct {
-	Pin    *Pin
+	Pins   []Pin
 	CAFile string // PEM
+}
+
+// Equal tells whether both accept the same servers, as far as their text says.
+func (t Trust) Equal(other Trust) bool {
+	return slices.Equal(t.Pins, other.Pins) && t.CAFile == other.CAFile
 }
 
 // ALPNError tells that the peer did not agree to the expected application
@@ -46,8 +52,8 @@ func ServerTLS(id *ServerIdentity, alpn string) *tls.Config {
 
 // ClientTLS returns a new configuration for the client's side: TLS 1.3 only, no
 // resumption, and only a server that trust accepts and that negotiates alpn.
-// serverName is the host the client dials, without its port; a pin alone does
-// not need it. A server with another key than the pinned one ends the handshake
+// serverName is the host the client dials, without its port; pins alone do not
+// need it. A server with another key than the pinned ones ends the handshake
 // with a *PinError. It reads the CA file at once; call it again to re-read.
 func ClientTLS(trust Trust, serverName, alpn string) (*tls.Config, error) {
 	config := baseTLS(alpn)
@@ -59,20 +65,16 @@ func ClientTLS(trust Trust, serverName, alpn string) (*tls.Config, error) {
 		}
 		config.RootCAs = roots
 	}
-	if trust.Pin == nil || trust.CAFile != "" {
+	if len(trust.Pins) == 0 || trust.CAFile != "" {
 		if serverName == "" {
 			return nil, errors.New("verify server: its name is needed to check its certificate: give a server name or a pin")
 		}
 	} else {
 		config.InsecureSkipVerify = true // VerifyConnection checks the pinned key instead
 	}
-	var pin *Pin
-	if trust.Pin != nil {
-		copied := *trust.Pin
-		pin = &copied
-	}
+	pins := slices.Clone(trust.Pins)
 	config.VerifyConnection = func(state tls.ConnectionState) error {
-		if err := checkPin(state, pin); err != nil {
+		if err := checkPin(state, pins); err != nil {
 			return err
 		}
 		return checkALPN(state, alpn)
@@ -103,15 +105,16 @@ func readRoots(path string) (*x509.CertPool, error) {
 	return roots, nil
 }
 
-func checkPin(state tls.ConnectionState, pin *Pin) error {
-	if pin == nil {
+func checkPin(state tls.ConnectionState, pins []Pin) error {
+	if len(pins) == 0 {
 		return nil
 	}
 	if len(state.PeerCertificates) == 0 {
 		return errors.New("server presented no certificate")
 	}
-	if got := PinOf(state.PeerCertificates[0]); !pin.equal(got) {
-		return &PinError{Want: *pin, Got: got}
+	got := PinOf(state.PeerCertificates[0])
+	if !slices.ContainsFunc(pins, got.equal) {
+		return &PinError{Want: pins, Got: got}
 	}
 	return nil
 }

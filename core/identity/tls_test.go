@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -77,7 +78,7 @@ func clientTLS(t *testing.T, trust identity.Trust, serverName string) *tls.Confi
 func TestHandshakeIsTLS13WithoutResumption(t *testing.T) {
 	id, _ := newServer(t)
 	pin := id.Pin()
-	client, server := clientTLS(t, identity.Trust{Pin: &pin}, ""), identity.ServerTLS(id, alpn)
+	client, server := clientTLS(t, identity.Trust{Pins: []identity.Pin{pin}}, ""), identity.ServerTLS(id, alpn)
 	for range 2 {
 		got := handshake(t, client, server)
 		if got.client != nil || got.server != nil {
@@ -113,15 +114,18 @@ func TestTrust(t *testing.T) {
 		host  string
 		ok    bool
 	}{
-		{"right pin", identity.Trust{Pin: &right}, "", true},
-		{"right pin, any name", identity.Trust{Pin: &right}, "example.org", true},
-		{"wrong pin", identity.Trust{Pin: &wrong}, "", false},
+		{"right pin", identity.Trust{Pins: []identity.Pin{right}}, "", true},
+		{"right pin, any name", identity.Trust{Pins: []identity.Pin{right}}, "example.org", true},
+		{"right pin after another", identity.Trust{Pins: []identity.Pin{wrong, right}}, "", true},
+		{"right pin before another", identity.Trust{Pins: []identity.Pin{right, wrong}}, "", true},
+		{"wrong pins", identity.Trust{Pins: []identity.Pin{wrong, {1}}}, "", false},
+		{"wrong pin", identity.Trust{Pins: []identity.Pin{wrong}}, "", false},
 		{"CA file", identity.Trust{CAFile: ca}, identity.ServerName, true},
 		{"CA file, wrong name", identity.Trust{CAFile: ca}, "example.org", false},
 		{"wrong CA file", identity.Trust{CAFile: otherCA}, identity.ServerName, false},
-		{"both right", identity.Trust{Pin: &right, CAFile: ca}, identity.ServerName, true},
-		{"right CA file, wrong pin", identity.Trust{Pin: &wrong, CAFile: ca}, identity.ServerName, false},
-		{"right pin, wrong CA file", identity.Trust{Pin: &right, CAFile: otherCA}, identity.ServerName, false},
+		{"both right", identity.Trust{Pins: []identity.Pin{right}, CAFile: ca}, identity.ServerName, true},
+		{"right CA file, wrong pin", identity.Trust{Pins: []identity.Pin{wrong}, CAFile: ca}, identity.ServerName, false},
+		{"right pin, wrong CA file", identity.Trust{Pins: []identity.Pin{right}, CAFile: otherCA}, identity.ServerName, false},
 		{"system roots", identity.Trust{}, identity.ServerName, false},
 	}
 	for _, tt := range tests {
@@ -137,15 +141,15 @@ func TestTrust(t *testing.T) {
 func TestPinError(t *testing.T) {
 	id, _ := newServer(t)
 	pinned := identity.Pin{1, 2, 3}
-	got := handshake(t, clientTLS(t, identity.Trust{Pin: &pinned}, ""), identity.ServerTLS(id, alpn))
+	got := handshake(t, clientTLS(t, identity.Trust{Pins: []identity.Pin{pinned, {4}}}, ""), identity.ServerTLS(id, alpn))
 	var pinError *identity.PinError
 	if !errors.As(got.client, &pinError) {
 		t.Fatalf("client error = %v, want a *PinError", got.client)
 	}
-	if pinError.Want != pinned || pinError.Got != id.Pin() {
+	if !slices.Equal(pinError.Want, []identity.Pin{pinned, {4}}) || pinError.Got != id.Pin() {
 		t.Errorf("PinError = %+v", pinError)
 	}
-	for _, part := range []string{pinned.String(), id.Pin().String(), "cproxy-server run", "cproxy-server token add"} {
+	for _, part := range []string{pinned.String(), identity.Pin{4}.String(), id.Pin().String(), "cproxy-server run", "cproxy-server token add"} {
 		if !strings.Contains(pinError.Error(), part) {
 			t.Errorf("message %q lacks %q", pinError, part)
 		}
@@ -155,8 +159,9 @@ func TestPinError(t *testing.T) {
 func TestPinIsCopied(t *testing.T) {
 	id, _ := newServer(t)
 	pin := id.Pin()
-	config := clientTLS(t, identity.Trust{Pin: &pin}, "")
-	pin = identity.Pin{}
+	trust := identity.Trust{Pins: []identity.Pin{pin}}
+	config := clientTLS(t, trust, "")
+	trust.Pins[0] = identity.Pin{}
 	if got := handshake(t, config, identity.ServerTLS(id, alpn)); got.client != nil {
 		t.Errorf("client = %v after the caller reused its pin", got.client)
 	}
@@ -165,7 +170,7 @@ func TestPinIsCopied(t *testing.T) {
 func TestALPNMismatchFails(t *testing.T) {
 	id, _ := newServer(t)
 	pin := id.Pin()
-	good := clientTLS(t, identity.Trust{Pin: &pin}, "")
+	good := clientTLS(t, identity.Trust{Pins: []identity.Pin{pin}}, "")
 	foreign, silent := good.Clone(), good.Clone()
 	foreign.NextProtos, silent.NextProtos = []string{"h2"}, nil
 	deaf := identity.ServerTLS(id, alpn)

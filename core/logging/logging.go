@@ -7,10 +7,8 @@
 package logging
 
 import (
-	"fmt"
 	"io"
 	"log/slog"
-	"strings"
 )
 
 // Format names how a log line is written.
@@ -25,7 +23,7 @@ const (
 // Options chooses what New builds. The zero value logs text from level info.
 type Options struct {
 	Level  slog.Level
-	Format Format // anything but FormatJSON is text; see ParseFormat
+	Format Format // anything but FormatJSON is text
 }
 
 // New returns a logger that writes lines to w, and the variable that holds its
@@ -40,30 +38,4 @@ func New(w io.Writer, opts Options) (*slog.Logger, *slog.LevelVar) {
 		return slog.New(slog.NewJSONHandler(w, handlerOptions)), level
 	}
 	return slog.New(slog.NewTextHandler(w, handlerOptions)), level
-}
-
-// ParseLevel reads a level as configuration files write it: debug, info, warn or
-// error, in any case.
-func ParseLevel(s string) (slog.Level, error) {
-	switch strings.ToLower(s) {
-	case "debug":
-		return slog.LevelDebug, nil
-	case "info":
-		return slog.LevelInfo, nil
-	case "warn":
-		return slog.LevelWarn, nil
-	case "error":
-		return slog.LevelError, nil
-	}
-	return 0, fmt.Errorf("unknown log level %q: use debug, info, warn or error", s)
-}
-
-// ParseFormat reads a format as configuration files write it: text or json, in
-// any case.
-func ParseFormat(s string) (Format, error) {
-	switch f := Format(strings.ToLower(s)); f {
-	case FormatText, FormatJSON:
-		return f, nil
-	}
-	return "", fmt.Errorf("unknown log format %q: use text or json", s)
 }

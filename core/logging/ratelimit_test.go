@@ -13,6 +13,7 @@ import (
 	"github.com/cproxy/cproxy/core/logging"
 )
 
+// interval passes by time.Sleep in a bubble of synctest, where it takes no time.
 const interval = 10 * time.Second
 
 // limited returns a limiter and what reads and clears the lines it has written,

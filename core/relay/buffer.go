@@ -13,7 +13,7 @@ const bulkBuffer = 256 << 10
 
 // heldSlab and bulkSlab are the capacities of the pooled buffers that keep what
 // a blocked socket did not take; smallHeld and less is allocated to size
-// instead.
+// instead. Of each kind of object a loop keeps at most maxSpare for the next use.
 const (
 	heldSlab  = loopBuffer + 4<<10
 	bulkSlab  = bulkBuffer + 4<<10

@@ -63,17 +63,22 @@ func parallel(t *testing.T, all ...func() error) {
 	running.Wait()
 }
 
+// bothWays is what moves a content of its own each way, to its end.
+func bothWays(visitor, service *net.TCPConn, size int64) []func() error {
+	return []func() error{
+		func() error { return sendContent(visitor, 1, size) },
+		func() error { return sendContent(service, 2, size) },
+		func() error { return wantContent(service, 1, size) },
+		func() error { return wantContent(visitor, 2, size) },
+	}
+}
+
 func TestBulkBothWays(t *testing.T) {
 	const size = 100 << 20
 	eachRoute(t, Settings{}, func(t *testing.T, r route) {
 		t.Helper()
 		visitor, service := r.connect(t)
-		parallel(t,
-			func() error { return sendContent(visitor, 1, size) },
-			func() error { return sendContent(service, 2, size) },
-			func() error { return wantContent(service, 1, size) },
-			func() error { return wantContent(visitor, 2, size) },
-		)
+		parallel(t, bothWays(visitor, service, size)...)
 		r.ended(t, size, size)
 	})
 }

@@ -134,7 +134,7 @@ type Trim struct {
 }
 
 // Park answers PrefaceReceived: the conn gets READY and joins the pool, in the
-// loop where most PublicConns wait for one.
+// loop that it helps most.
 type Park struct {
 	Conn  ConnID
 	Pool  PoolID

@@ -158,10 +158,8 @@ func TestDeadPeer(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			d := startDeadCase(t, c.framed)
-			for _, f := range d.engines {
-				if c.copied {
-					f.broadcast(func() message { return noPipes{} })
-				}
+			if c.copied {
+				d.withoutPipes()
 			}
 			c.cut(t, d)
 			var all []func() error

@@ -6,9 +6,10 @@
 // it nobody touches a descriptor. Everything that belongs to one socket is
 // touched by one loop only, so the data path has no locks:
 //
-//   - a listener is in the epoll set of every loop (EPOLLEXCLUSIVE), whichever
-//     loop accepts keeps the PublicConn;
-//   - a pool of ProxyConns has one shard per loop; an accept claims from the
+//   - a listener is in the epoll set of every loop (EPOLLEXCLUSIVE); whichever
+//     loop accepts keeps the PublicConn, or passes it to one that has far fewer
+//     before anything is claimed for it;
+//   - a pool of ProxyConns has one shard per loop; a PublicConn claims from the
 //     shard of its own loop without a lock, a message or a system call but the
 //     one that sends START;
 //   - both descriptors of a pair are on one loop.

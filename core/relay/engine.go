@@ -24,7 +24,7 @@ type Engine struct {
 	outbox   *outbox
 	freezing chan struct{} // closed by Freeze
 
-	mu      sync.Mutex // guards what follows, and tunnel.before; never held over I/O other than bind
+	mu      sync.Mutex // guards what follows, and tunnel.before; never held over a call that may block
 	pools   map[PoolID]*pool
 	tunnels map[TunnelID]*tunnel
 	leaving leaving
@@ -61,9 +61,9 @@ func (e *Engine) Submit(c Command) {
 
 // Events delivers what happened, in batches; it is closed when Run returns,
 // behind a last batch with what ended with the engine, or with Frozen at its
-// end. The batch belongs to
-// the receiver. When nobody reads, reports beyond maxEvents (of streams and
-// conns that ended, say) are dropped and counted (see EventsDropped).
+// end. The batch belongs to the receiver. When nobody reads, reports of what is
+// over (StreamEnded, Refused, PrefaceFailed), Needed and Exhausted are dropped
+// beyond 65,536 events and counted (see EventsDropped).
 func (e *Engine) Events() <-chan []Event { return e.outbox.ch }
 
 // EventsDropped is how many events were dropped because nobody read them.

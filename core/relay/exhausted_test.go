@@ -1,7 +1,6 @@
 package relay
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -10,7 +9,6 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
-	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -55,82 +53,15 @@ func TestExhaustedProcess(t *testing.T) {
 
 // exhausted is that process seen from outside.
 type exhausted struct {
-	tb      testing.TB
-	lines   chan string
+	*child
 	waiting netip.AddrPort
 	forward netip.AddrPort
 }
 
 func startExhausted(t *testing.T, target Target) *exhausted {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 2*patience)
-	t.Cleanup(cancel)
-	cmd := exec.CommandContext(ctx, os.Args[0], "-test.run=^TestExhaustedProcess$", "-test.v")
-	cmd.Env = append(os.Environ(), exhaustedEnv+"="+target.Addresses[0].TCP.String())
-	stdin, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	stdout, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd.Stderr = os.Stderr
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	x := &exhausted{tb: t, lines: make(chan string, 4096)}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		defer close(x.lines)
-		for in := bufio.NewScanner(stdout); in.Scan(); {
-			x.lines <- in.Text()
-		}
-	}()
-	t.Cleanup(func() {
-		stdin.Close()
-		<-done
-		if err := cmd.Wait(); err != nil {
-			t.Errorf("the exhausted process: %v", err)
-		}
-	})
-	x.waiting = netip.MustParseAddrPort(x.await("waiting "))
-	x.forward = netip.MustParseAddrPort(x.await("forward "))
-	return x
-}
-
-// await gives what follows a word at the beginning of the next such line.
-func (x *exhausted) await(word string) string {
-	x.tb.Helper()
-	limit := time.After(patience)
-	for {
-		select {
-		case line, ok := <-x.lines:
-			if !ok {
-				x.tb.Fatalf("the process ended before it said %q", word)
-			}
-			if rest, ok := strings.CutPrefix(line, word); ok {
-				return rest
-			}
-		case <-limit:
-			x.tb.Fatalf("the process did not say %q", word)
-		}
-	}
-}
-
-// told counts what the process has said since, without waiting.
-func (x *exhausted) told(word string) (n int) {
-	for {
-		select {
-		case line := <-x.lines:
-			if strings.HasPrefix(line, word) {
-				n++
-			}
-		default:
-			return n
-		}
-	}
+	p := startChild(t, "TestExhaustedProcess", exhaustedEnv+"="+target.Addresses[0].TCP.String())
+	return &exhausted{p, netip.MustParseAddrPort(p.await("waiting ")), netip.MustParseAddrPort(p.await("forward "))}
 }
 
 // tryEcho tells whether a visitor of the forwarder is served; if not it must

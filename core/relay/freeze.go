@@ -62,8 +62,8 @@ func (e *Engine) surrender() *State {
 
 // deliverAll applies what waits in the inboxes, until no loop has more to say
 // to another: conns on their way arrive, and every loop has heard of the same
-// commands. It comes to an end: a loop answers a conn or a refusal by asking
-// only after it has lost a conn.
+// commands. It comes to an end: a PublicConn is passed on once, and a loop
+// answers a conn or a refusal by asking only after it has lost a conn.
 func (e *Engine) deliverAll() {
 	for more := true; more; {
 		more = false

@@ -209,7 +209,8 @@ func descriptors(tb testing.TB) int {
 	return len(d)
 }
 
-// eventually waits for what no event tells.
+// eventually waits for what no event tells: counters, the kernel's tables, other
+// processes. Nothing wakes it, so it sleeps between two looks.
 func eventually(tb testing.TB, what string, holds func() bool) {
 	tb.Helper()
 	for limit := time.Now().Add(patience); !holds(); time.Sleep(time.Millisecond) {

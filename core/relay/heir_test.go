@@ -1,16 +1,11 @@
 package relay
 
 import (
-	"bufio"
-	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os"
-	"os/exec"
-	"strings"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -87,15 +82,8 @@ func (f *fixture) admitTo(ev PrefaceReceived) {
 	f.Submit(Park{Conn: ev.Conn, Pool: pool, Ready: p.Ready(frame.NewKey(linkKey), frame.Exporter{})})
 }
 
-// heir is that process seen from outside.
-type heir struct {
-	*exhausted          // for the lines that it says
-	odd        []string // of them, for who has waited in leave
-	leave      func()   // ends it
-}
-
 // startHeir starts it and hands a State over; nothing of it stays here.
-func startHeir(t *testing.T, what string, s *State) *heir {
+func startHeir(t *testing.T, what string, s *State) *child {
 	t.Helper()
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -103,43 +91,8 @@ func startHeir(t *testing.T, what string, s *State) *heir {
 	}
 	ours, theirs := pair[0], os.NewFile(uintptr(pair[1]), "parcel")
 	defer closefd(ours)
-	ctx, cancel := context.WithTimeout(context.Background(), 3*patience)
-	cmd := exec.CommandContext(ctx, os.Args[0], "-test.run=^TestHeirProcess$", "-test.v")
-	cmd.Env = append(os.Environ(), heirEnv+"="+what)
-	cmd.ExtraFiles = []*os.File{theirs}
-	cmd.Stderr = os.Stderr
-	stdin, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	stdout, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	h := startChild(t, "TestHeirProcess", heirEnv+"="+what, theirs)
 	theirs.Close()
-	h := &heir{exhausted: &exhausted{tb: t, lines: make(chan string, 4096)}}
-	var reading sync.WaitGroup
-	reading.Go(func() {
-		defer close(h.lines)
-		for in := bufio.NewScanner(stdout); in.Scan(); {
-			if strings.HasPrefix(in.Text(), "unexpected") {
-				h.odd = append(h.odd, in.Text())
-			}
-			h.lines <- in.Text()
-		}
-	})
-	h.leave = sync.OnceFunc(func() {
-		defer cancel()
-		stdin.Close()
-		reading.Wait()
-		if err := cmd.Wait(); err != nil {
-			t.Errorf("the heir: %v", err)
-		}
-	})
-	t.Cleanup(h.leave)
 	if err := sendState(ours, s); err != nil {
 		t.Fatal(err)
 	}

@@ -88,13 +88,7 @@ func TestClientRefusesOnIdleConn(t *testing.T) {
 	}) {
 		t.Run(name, func(t *testing.T) {
 			p := f.peer(t)
-			p.send(bytes)
-			if got := p.rest(); len(got) != 0 {
-				t.Fatalf("answered with %v", got)
-			}
-			if ev := await[ConnClosed](f.fixture); ev.Reason != ProtocolError {
-				t.Fatalf("closed with %+v", ev)
-			}
+			f.refuses(p, bytes)
 		})
 	}
 	f.served(t, s)
@@ -135,16 +129,10 @@ func TestClientRefusesInStream(t *testing.T) {
 	f.served(t, s)
 }
 
-// The end of the connection is not the end of a stream.
 func TestClientLosesConnInStream(t *testing.T) {
 	s := localServer(t, nil)
 	f := startFar(t, linkOptions{target: s.target})
-	for name, lose := range map[string]func(p *peer){
-		"FIN":              func(p *peer) { _ = p.CloseWrite() },
-		"FIN in a header":  func(p *peer) { p.send(bare(frame.Fin, 1)[:5]); _ = p.CloseWrite() },
-		"FIN in a payload": func(p *peer) { p.send(dataFrame(1, "whole")[:10]); _ = p.CloseWrite() },
-		"RST":              func(p *peer) { reset(t, p.TCPConn) },
-	} {
+	for name, lose := range losses {
 		t.Run(name, func(t *testing.T) {
 			p := f.peer(t)
 			p.send(startFrame(1, linkWire), dataFrame(1, "half a mess"))

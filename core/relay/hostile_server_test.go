@@ -28,6 +28,27 @@ var malformed = map[string][]byte{
 	"short RESET":        header(byte(frame.Reset), 0, 0, 1, 0, 0, 0, 3),
 }
 
+// How a conn ends in a stream: the end of the connection is not that of the
+// stream.
+var losses = map[string]func(p *peer){
+	"FIN":              func(p *peer) { _ = p.CloseWrite() },
+	"FIN in a header":  func(p *peer) { p.send(bare(frame.Fin, 1)[:5]); _ = p.CloseWrite() },
+	"FIN in a payload": func(p *peer) { p.send(dataFrame(1, "whole")[:10]); _ = p.CloseWrite() },
+	"RST":              func(p *peer) { reset(p.tb, p.TCPConn) },
+}
+
+// refuses sends what an idle conn may not carry: it is closed without an answer.
+func (f *fixture) refuses(p *peer, bytes []byte) {
+	p.tb.Helper()
+	p.send(bytes)
+	if got := p.rest(); len(got) != 0 {
+		p.tb.Fatalf("answered with %v", got)
+	}
+	if ev := await[ConnClosed](f); ev.Reason != ProtocolError {
+		p.tb.Fatalf("closed with %+v", ev)
+	}
+}
+
 // with gives both tables as one.
 func with(a, b map[string][]byte) map[string][]byte {
 	all := make(map[string][]byte)
@@ -67,13 +88,7 @@ func TestServerRefusesOnIdleConn(t *testing.T) {
 	}) {
 		t.Run(name, func(t *testing.T) {
 			p := n.peer(t)
-			p.send(bytes)
-			if got := p.rest(); len(got) != 0 {
-				t.Fatalf("answered with %v", got)
-			}
-			if ev := await[ConnClosed](n.fixture); ev.Reason != ProtocolError {
-				t.Fatalf("closed with %+v", ev)
-			}
+			n.refuses(p, bytes)
 		})
 	}
 	n.served(t)
@@ -115,15 +130,9 @@ func TestServerRefusesInStream(t *testing.T) {
 	n.served(t)
 }
 
-// The end of the connection is not the end of a stream.
 func TestServerLosesConnInStream(t *testing.T) {
 	n := startNear(t, linkOptions{}, nil)
-	for name, lose := range map[string]func(p *peer){
-		"FIN":              func(p *peer) { _ = p.CloseWrite() },
-		"FIN in a header":  func(p *peer) { p.send(bare(frame.Fin, 1)[:5]); _ = p.CloseWrite() },
-		"FIN in a payload": func(p *peer) { p.send(dataFrame(1, "whole")[:10]); _ = p.CloseWrite() },
-		"RST":              func(p *peer) { reset(t, p.TCPConn) },
-	} {
+	for name, lose := range losses {
 		t.Run(name, func(t *testing.T) {
 			p := n.peer(t)
 			visitor := dialTCP(t, n.public)

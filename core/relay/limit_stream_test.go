@@ -40,10 +40,7 @@ func TestLimitedContent(t *testing.T) {
 			eachRoute(t, Settings{}, func(t *testing.T, r route) {
 				t.Helper()
 				if !piped {
-					for _, f := range r.engines {
-						f.broadcast(func() message { return noPipes{} })
-						f.passed()
-					}
+					r.withoutPipes()
 				}
 				began := time.Since(epoch)
 				r.limit(rate, rate)
@@ -66,12 +63,7 @@ func TestLimitedContent(t *testing.T) {
 						}
 					}
 				})
-				parallel(t,
-					func() error { return sendContent(visitor, 1, size) },
-					func() error { return sendContent(service, 2, size) },
-					func() error { return wantContent(service, 1, size) },
-					func() error { return wantContent(visitor, 2, size) },
-				)
+				parallel(t, bothWays(visitor, service, size)...)
 				close(stop)
 				done.Wait()
 				r.ended(t, size, size)

@@ -87,14 +87,13 @@ func (m park) apply(l *loop) {
 	}
 	p.opening.ready = m.command.Ready
 	to := l
-	if here := &sh.pool.cells[l.id]; sh.waiting.len() == 0 || here.waiting.Load() == 0 {
+	if sh.waiting.len() == 0 {
 		to = l.engine.loops[sh.pool.neediest()]
 	}
-	move := moved{conn: p, pool: m.command.Pool}
 	if to == l {
 		l.join(p, sh)
 		return
 	}
 	l.detach(p)
-	to.inbox.post(move)
+	to.inbox.post(moved{conn: p, pool: m.command.Pool})
 }

@@ -92,7 +92,7 @@ func (l *loop) run() {
 }
 
 // turn is one round: wait, take messages, handle what is ready, then deadlines
-// and one slice of a queued stream.
+// and one slice of what is queued.
 func (l *loop) turn() {
 	n := l.poll.wait(l.patience())
 	l.now = int64(time.Since(epoch))

@@ -11,8 +11,10 @@ type message interface {
 	apply(l *loop)
 }
 
-// inbox takes messages from other threads. It is drained at every turn of its
-// loop, so it is as long as the control plane is quick: one message a command.
+// inbox takes messages from other threads: commands, and what loops ask and send
+// each other. It is drained at every turn of its loop and has no bound of its
+// own: a command is one message, and the rest are answers, or carry a connection
+// and are bounded as those are.
 type inbox struct {
 	mu   sync.Mutex
 	list []message

@@ -72,6 +72,14 @@ func TestPipes(t *testing.T) {
 	}
 }
 
+// withoutPipes leaves the loops of a route no quota: bulk is copied.
+func (r route) withoutPipes() {
+	for _, f := range r.engines {
+		f.broadcast(func() message { return noPipes{} })
+		f.passed()
+	}
+}
+
 // pipes sums the pipes that the loops of a route have open.
 func (r route) pipes() (open int) {
 	for _, f := range r.engines {
@@ -91,18 +99,10 @@ func TestBulkThroughPipes(t *testing.T) {
 			eachRoute(t, Settings{}, func(t *testing.T, r route) {
 				t.Helper()
 				if !allowed {
-					for _, f := range r.engines {
-						f.broadcast(func() message { return noPipes{} })
-						f.passed()
-					}
+					r.withoutPipes()
 				}
 				visitor, service := r.connect(t)
-				parallel(t,
-					func() error { return sendContent(visitor, 1, size) },
-					func() error { return sendContent(service, 2, size) },
-					func() error { return wantContent(service, 1, size) },
-					func() error { return wantContent(visitor, 2, size) },
-				)
+				parallel(t, bothWays(visitor, service, size)...)
 				r.ended(t, size, size)
 				if n := r.pipes(); allowed != (n > 0) {
 					t.Errorf("%d pipes right after bulk", n)

@@ -98,14 +98,10 @@ func TestSignalsChangeNothing(t *testing.T) {
 		bulkVisitor, bulkService := r.connect(t)
 		visitor, service := r.connect(t)
 		stop := storm(t, threads)
-		parallel(t,
-			func() error { return sendContent(bulkVisitor, 1, size) },
-			func() error { return sendContent(bulkService, 2, size) },
-			func() error { return wantContent(bulkService, 1, size) },
-			func() error { return wantContent(bulkVisitor, 2, size) },
+		parallel(t, append(bothWays(bulkVisitor, bulkService, size),
 			func() error { return pingPong(visitor, messages) },
 			func() error { _, err := io.CopyN(service, service, messages*64); return err },
-		)
+		)...)
 		if n := stop(); n < 100 {
 			t.Errorf("only %d signals for each thread", n)
 		}

@@ -7,7 +7,6 @@
 package retry
 
 import (
-	"context"
 	"math"
 	"math/rand/v2"
 	"time"
@@ -84,20 +83,4 @@ func (b *Backoff) draw(n int64) int64 {
 		return b.Int64N(n)
 	}
 	return rand.Int64N(n)
-}
-
-// Wait blocks for d, or until ctx ends, whose error it then returns. With d zero
-// or negative it only reports whether ctx has ended.
-func Wait(ctx context.Context, d time.Duration) error {
-	if err := ctx.Err(); err != nil || d <= 0 {
-		return err
-	}
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 }

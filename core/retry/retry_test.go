@@ -1,11 +1,8 @@
 package retry_test
 
 import (
-	"context"
-	"errors"
 	"math"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/cproxy/cproxy/core/retry"
@@ -63,6 +60,18 @@ func TestNextCeiling(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// However long a peer stays away, it is asked every five minutes at least.
+func TestDefaultMaximum(t *testing.T) {
+	b := retry.Backoff{Int64N: highest}
+	var longest time.Duration
+	for range 100 {
+		longest = max(longest, b.Next())
+	}
+	if longest != 5*time.Minute {
+		t.Errorf("the longest delay is %v, want 5m", longest)
 	}
 }
 
@@ -131,44 +140,5 @@ func TestNextAfter(t *testing.T) {
 				t.Errorf("NextAfter(%v) = %v, want %v", tt.floor, got, tt.want)
 			}
 		})
-	}
-}
-
-func TestWaitSleepsExactly(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		start := time.Now()
-		if err := retry.Wait(t.Context(), 90*time.Second); err != nil {
-			t.Fatalf("Wait: %v", err)
-		}
-		if got := time.Since(start); got != 90*time.Second {
-			t.Errorf("waited %v, want 90s", got)
-		}
-	})
-}
-
-func TestWaitEndsWithContext(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-		defer cancel()
-		start := time.Now()
-		if err := retry.Wait(ctx, time.Hour); !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("Wait = %v, want %v", err, context.DeadlineExceeded)
-		}
-		if got := time.Since(start); got != time.Second {
-			t.Errorf("waited %v, want 1s", got)
-		}
-	})
-}
-
-func TestWaitWithoutDelay(t *testing.T) {
-	ended, cancel := context.WithCancel(t.Context())
-	cancel()
-	for _, d := range []time.Duration{0, -time.Second} {
-		if err := retry.Wait(t.Context(), d); err != nil {
-			t.Errorf("Wait(%v) = %v, want nil", d, err)
-		}
-		if err := retry.Wait(ended, d); !errors.Is(err, context.Canceled) {
-			t.Errorf("Wait(%v) on an ended context = %v, want %v", d, err, context.Canceled)
-		}
 	}
 }

@@ -93,10 +93,8 @@ func TestSilenceEnds(t *testing.T) {
 	for _, c := range conns {
 		expectEnd(t, c)
 	}
-	eventually(t, "it is logged", func() bool {
-		log := r.log.String()
-		return strings.Contains(log, "preface timeout") && strings.Contains(log, "control connection refused")
-	})
+	r.log.Await(t, "preface timeout")
+	r.log.Await(t, "control connection refused")
 	if n := strings.Count(r.log.String(), "refused"); n > 10 {
 		t.Errorf("%d lines were logged", n)
 	}

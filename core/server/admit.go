@@ -87,7 +87,11 @@ func (d *door) admit(ctx context.Context, conn net.Conn, greeted func()) {
 	}
 	if refusal := d.identify(ctx, g); refusal != nil {
 		d.refusals.Log(slog.LevelWarn, "identify "+peer.Addr().String(), "client refused", "client", g.hello.GetName(), "source", peer.String(), "reason", refusal.GetReason())
-		g.link.finish(wire.NewGoodbye(refusal, 0).ServerMessage())
+		var retry time.Duration
+		if refusal.GetCode() == wire.CodeShutdown {
+			retry = d.hub.herd.next()
+		}
+		g.link.finish(wire.NewGoodbye(refusal, retry).ServerMessage())
 		drain(g.link)
 		return
 	}

@@ -15,13 +15,6 @@ import (
 	"github.com/cproxy/cproxy/core/wire"
 )
 
-// supersededRetry is when a superseded client may ask again: two clients that
-// share a name must not take over each other all the time.
-const supersededRetry = time.Minute
-
-// shutdownRetry is when the clients of a server that stops may come back.
-const shutdownRetry = time.Second
-
 // maxRevoked bounds the memory of revocations; it only has to outlast logins
 // that are under way.
 const maxRevoked = 4096
@@ -43,7 +36,7 @@ type admitted struct {
 func (h *hub) attach(ctx context.Context, a *arrival) (control uint64, patience time.Duration) {
 	reply := make(chan admitted, 1)
 	if !h.tell(ctx, attachment{a, reply}) {
-		a.link.finish(wire.NewGoodbye(wire.NewRefusal(wire.CodeShutdown, ""), shutdownRetry).ServerMessage())
+		a.link.finish(wire.NewGoodbye(wire.NewRefusal(wire.CodeShutdown, ""), h.herd.next()).ServerMessage())
 		return 0, 0
 	}
 	got := <-reply
@@ -53,7 +46,11 @@ func (h *hub) attach(ctx context.Context, a *arrival) (control uint64, patience 
 func (a attachment) handle(h *hub) {
 	c, refusal, retry := h.admit(a.arrival)
 	if refusal != nil {
-		h.refusals.Log(slog.LevelInfo, "attach "+a.link.peer.Addr().String(), "client refused",
+		level := slog.LevelInfo
+		if refusal.GetCode() == wire.CodeSuperseded {
+			level = slog.LevelWarn // only the operator can end this
+		}
+		h.refusals.Log(level, "attach "+a.link.peer.Addr().String(), "client refused",
 			"client", a.hello.GetName(), "source", a.link.peer.String(), "reason", refusal.GetReason())
 		a.link.finish(wire.NewGoodbye(refusal, retry).ServerMessage())
 		a.reply <- admitted{}
@@ -77,11 +74,11 @@ func (h *hub) admit(a *arrival) (*Control, *wire.Refusal, time.Duration) {
 		// valid now shows when it is checked again.
 		return nil, wire.NewRefusal(wire.CodeUnavailable, "the token was changed during the login: try again"), 0
 	}
-	if until, ok := h.maps.ousted[inst]; ok && time.Now().Before(until) {
-		return nil, wire.NewRefusal(wire.CodeSuperseded, ""), supersededRetry
-	}
 	key := controlKey{subject: a.identity.Subject, name: a.hello.GetName()}
 	old := h.maps.controls[key]
+	if old != nil && old.supersedes(inst) {
+		return nil, old.superseded(old.address()), supersededRetry
+	}
 	if old != nil && old.instance == inst {
 		old.identity = *a.identity
 		for _, t := range old.tunnels {
@@ -91,7 +88,8 @@ func (h *hub) admit(a *arrival) (*Control, *wire.Refusal, time.Duration) {
 	}
 	c := h.newControl(key, inst, a)
 	if old != nil {
-		h.takeOver(c, old)
+		c.place = old.successor(a.hello.GetHostname(), old.instance)
+		h.takeOver(c, old, a)
 	}
 	h.maps.controls[key] = c
 	h.welcome(c, a, false)
@@ -121,7 +119,7 @@ func (h *hub) newControl(key controlKey, inst instance, a *arrival) *Control {
 	_, _ = rand.Read(b[:]) // never fails (crypto/rand)
 	c := &Control{
 		session:  h.session(binary.BigEndian.Uint64(b[:])|1, inst, a.hello.GetEpoch()),
-		key:      key,
+		place:    place{key: key, host: a.hello.GetHostname()},
 		identity: *a.identity,
 		pool:     relay.PoolID(h.number()),
 		tunnels:  make(map[string]*Tunnel),
@@ -142,10 +140,11 @@ func (h *hub) session(id uint64, inst instance, epoch uint64) session {
 
 // takeOver moves name, ports and tunnels to a new instance of a client. The
 // old pool closes; its streams are left to end by themselves.
-func (h *hub) takeOver(c, old *Control) {
+func (h *hub) takeOver(c, old *Control, a *arrival) {
 	if old.link != nil {
 		h.log.Warn("a new instance takes over from one that is connected; if both are meant to run, give each its own name",
-			"client", c.key.name, "control", c.id, "former", old.id)
+			"client", c.key.name, "control", c.id, "host", c.host, "source", a.link.peer.String(),
+			"former", old.id, "former_host", old.host, "former_source", old.link.peer.String())
 	}
 	c.tunnels, old.tunnels = old.tunnels, nil
 	c.supply.appetite = old.supply.appetite // the same visitors come
@@ -154,8 +153,7 @@ func (h *hub) takeOver(c, old *Control) {
 		h.limit(t)
 		h.reroute(t)
 	}
-	h.maps.ousted[old.instance] = time.Now().Add(h.policy.Grace)
-	old.bye(wire.NewRefusal(wire.CodeSuperseded, ""), supersededRetry)
+	old.bye(c.superseded(a.link.peer.Addr()), supersededRetry)
 	h.forget(old, false)
 }
 

@@ -188,33 +188,6 @@ func TestTakeover(t *testing.T) {
 	})
 }
 
-func TestSupersededInstanceIsRefusedDuringGrace(t *testing.T) {
-	policy := testPolicy()
-	policy.Heartbeat = time.Hour
-	inWorld(t, policy, func(w *world) {
-		t := w.t
-		p := w.dial().login()
-		q := w.dial().login()
-		p.refused(wire.CodeSuperseded)
-		again := func() *peer {
-			r := w.dial()
-			r.instance, r.epoch = p.instance, 2
-			return r
-		}
-		time.Sleep(testPolicy().Grace - time.Second)
-		r := again()
-		r.say(r.hello().ClientMessage())
-		r.refused(wire.CodeSuperseded)
-		q.register(spec("web", 8080))
-		time.Sleep(2 * time.Second)
-		synctest.Wait()
-		if n := len(w.hub.maps.ousted); n > 0 {
-			t.Errorf("%d grudges are held after the grace", n)
-		}
-		again().login()
-	})
-}
-
 func TestClientsAreToldApart(t *testing.T) {
 	inWorld(t, testPolicy(), func(w *world) {
 		p := w.dial().login()

@@ -36,7 +36,7 @@ type session struct {
 // owns it.
 type Control struct {
 	session
-	key       controlKey
+	place
 	identity  Identity
 	pool      relay.PoolID
 	link      *link // nil while the client is away
@@ -65,6 +65,10 @@ func (t *Tunnel) wireID() uint32 { return uint32(t.id) }
 
 func (t *Tunnel) name() string { return t.spec.GetName() }
 
+func (t *Tunnel) owner() portOwner {
+	return portOwner{subject: t.control.key.subject, client: t.control.key.name, tunnel: t.name()}
+}
+
 func (t *Tunnel) registered() *wire.TunnelRegistered {
 	m := &wire.TunnelRegistered{Name: t.name(), Id: t.wireID()}
 	for _, a := range t.addresses {
@@ -91,6 +95,14 @@ func (c *Control) send(m *wire.ServerMessage) {
 	if c.link != nil {
 		c.link.send(m)
 	}
+}
+
+// address is where the client is, the zero one while it is away.
+func (c *Control) address() netip.Addr {
+	if c.link == nil {
+		return netip.Addr{}
+	}
+	return c.link.peer.Addr()
 }
 
 // announce asks the client to say that it knows a tunnel, since START may

@@ -33,21 +33,27 @@ const proxyDoor relay.TunnelID = 1
 const sweepEvery = 250 * time.Millisecond
 
 // hub owns the ControlMap and everything in it: run is the only goroutine that
-// touches its fields, but for those that are channels or atomic.
+// touches its fields, but for those that are channels or shared.
 type hub struct {
-	options     *Options
-	engine      engine
-	in          chan request
-	policies    chan Policy
-	revocations atomic.Uint64
-	start       start
-	log         *slog.Logger
-	refusals    *logging.RateLimited
+	options  *Options
+	engine   engine
+	in       chan request
+	policies chan Policy
+	shared
+	start    start
+	log      *slog.Logger
+	refusals *logging.RateLimited
 
 	policy Policy
 	site   site
 	maps   maps
 	sweep  sweep
+}
+
+// shared is what the goroutines of connections use as well.
+type shared struct {
+	revocations atomic.Uint64 // how many there have been
+	herd        spread
 }
 
 // sweep ticks while there are Controls, and not at all without.
@@ -90,10 +96,10 @@ type maps struct {
 	pools     map[relay.PoolID]*Control
 	tunnels   map[relay.TunnelID]*Tunnel
 	closing   map[relay.TunnelID]*departure
-	ousted    map[instance]time.Time   // superseded clients, until when they are refused
 	former    map[relay.PoolID]*former // closed pools with streams that run on
 	revoked   map[string]uint64        // subjects, by the revocation that named them
-	next      uint64                   // last pool or tunnel number given
+	ports     *portMemory
+	next      uint64 // last pool or tunnel number given
 }
 
 // former is a pool whose Control is gone. A revocation still cuts its streams.
@@ -116,8 +122,8 @@ func newHub(o *Options, e engine) *hub {
 		maps: maps{
 			controls: make(map[controlKey]*Control), byID: make(map[uint64]*Control), instances: make(map[instance]*Control),
 			pools: make(map[relay.PoolID]*Control), tunnels: make(map[relay.TunnelID]*Tunnel), closing: make(map[relay.TunnelID]*departure),
-			ousted: make(map[instance]time.Time), former: make(map[relay.PoolID]*former), revoked: make(map[string]uint64),
-			next: uint64(proxyDoor),
+			former: make(map[relay.PoolID]*former), revoked: make(map[string]uint64),
+			ports: newPortMemory(), next: uint64(proxyDoor),
 		},
 	}
 }
@@ -135,7 +141,7 @@ func (h *hub) run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			for _, c := range h.maps.controls {
-				c.bye(wire.NewRefusal(wire.CodeShutdown, ""), shutdownRetry)
+				c.bye(wire.NewRefusal(wire.CodeShutdown, ""), h.herd.next())
 			}
 			return nil
 		case r := <-h.in:
@@ -317,7 +323,7 @@ func (h *hub) limit(t *Tunnel) {
 }
 
 // tick looks at what time has done: pings that are due, clients that did not
-// come back, grudges to forget.
+// come back.
 func (h *hub) tick(now time.Time) {
 	for _, c := range h.maps.controls {
 		switch {
@@ -330,12 +336,7 @@ func (h *hub) tick(now time.Time) {
 		}
 	}
 	h.stock(now)
-	for id, until := range h.maps.ousted {
-		if now.After(until) {
-			delete(h.maps.ousted, id)
-		}
-	}
-	if len(h.maps.controls) == 0 && len(h.maps.ousted) == 0 {
+	if len(h.maps.controls) == 0 {
 		h.sweep.end()
 	}
 }

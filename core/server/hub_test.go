@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/cproxy/cproxy/core/frame"
+	"github.com/cproxy/cproxy/core/logging/logtest"
 	"github.com/cproxy/cproxy/core/relay"
 	"github.com/cproxy/cproxy/core/wire"
 )
@@ -268,7 +269,7 @@ func TestReportsOfTheEngine(t *testing.T) {
 
 func TestEngineThatEnds(t *testing.T) {
 	e := &fakeEngine{events: make(chan []relay.Event)}
-	h := newHub(&Options{Policy: testPolicy(), Log: new(logbook).logger()}, e)
+	h := newHub(&Options{Policy: testPolicy(), Log: new(logtest.Output).Logger()}, e)
 	close(e.events)
 	if err := h.run(t.Context()); !errors.Is(err, errEngineEnded) {
 		t.Errorf("ended with %v", err)

@@ -1,9 +1,7 @@
 package server
 
 import (
-	"bytes"
 	"crypto/tls"
-	"log/slog"
 	"net/netip"
 	"os"
 	"runtime"
@@ -49,28 +47,6 @@ func testPolicy() Policy {
 		MaxConns: 100, PoolMax: 8, Grace: 30 * time.Second, Heartbeat: 10 * time.Second,
 		Relay: relay.DefaultSettings(), HandshakeTimeout: defaultHandshakeTimeout,
 	}
-}
-
-// logbook keeps what was logged.
-type logbook struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (b *logbook) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.Write(p)
-}
-
-func (b *logbook) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.String()
-}
-
-func (b *logbook) logger() *slog.Logger {
-	return slog.New(slog.NewTextHandler(b, &slog.HandlerOptions{Level: slog.LevelDebug}))
 }
 
 func code(t *testing.T, r *wire.Refusal, want wire.Code) {

@@ -27,8 +27,11 @@ type Options struct {
 	// Revoked delivers subjects whose Controls end at once; nil if there are
 	// no revocations. A name is sent after Authenticate has begun to refuse it.
 	Revoked <-chan []string
-	Version string
-	Log     *slog.Logger
+	// PortsFile is where the public ports of tunnels are remembered from one run
+	// to the next, made at need; empty: they are not. Nobody else may write it.
+	PortsFile string
+	Version   string
+	Log       *slog.Logger
 	// Ready is called once, when both ports are being served.
 	Ready func(ctl, proxy netip.AddrPort)
 }

@@ -1,14 +1,15 @@
 package server
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
-	"hash/fnv"
 	"math/rand/v2"
 	"net/netip"
 	"os"
 	"slices"
 	"syscall"
+	"time"
 
 	"github.com/cproxy/cproxy/core/identity"
 	"github.com/cproxy/cproxy/core/wire"
@@ -38,7 +39,9 @@ type placement struct {
 	policy    Policy
 	grants    identity.Grants
 	ephemeral identity.PortRange
-	owner     string // what the choice of a random port sticks to
+	owner     portOwner // what the choice of a random port sticks to
+	memory    *portMemory
+	now       time.Time
 }
 
 // ports gives the candidates for a tunnel, best first.
@@ -64,15 +67,18 @@ func (p placement) ports(spec *wire.TunnelSpec) ([]uint16, *wire.Refusal) {
 	return nil, wire.NewRefusal(wire.CodePortNotGranted, fmt.Sprintf("port %s is not granted to this token (%v): choose a granted one, or ask for a grant", asked, p.grants.Ports))
 }
 
-// candidates draws ports between first and last that are allowed, in an order
-// that is always the same for an owner: so a random port tends to stay.
+// candidates gives ports between first and last that are allowed: the one that
+// the owner had, then ports that nobody has had of late, in an order that is
+// always the same for an owner, and then those of others, the one unused for
+// the longest time first and those in use last (they may be at other addresses).
 func (p placement) candidates(first, last uint16, without identity.PortRange) []uint16 {
-	allowed := intersect([]identity.PortRange{{First: first, Last: last}}, p.policy.Ports)
+	granted := intersect([]identity.PortRange{{First: first, Last: last}}, p.policy.Ports)
 	if len(p.grants.Ports) > 0 {
-		allowed = intersect(allowed, p.grants.Ports)
+		granted = intersect(granted, p.grants.Ports)
 	}
+	allowed := granted
 	if without.First > 0 {
-		allowed = subtract(allowed, without)
+		allowed = subtract(granted, without)
 	}
 	total := 0
 	for _, r := range allowed {
@@ -81,25 +87,56 @@ func (p placement) candidates(first, last uint16, without identity.PortRange) []
 	if total == 0 {
 		return nil
 	}
-	h := fnv.New64a()
-	_, _ = h.Write([]byte(p.owner))
-	draw := rand.New(rand.NewPCG(h.Sum64(), 0)) // a stable order is wanted, not a secret one
 	var ports []uint16
-	add := func(n int) {
-		if port := nth(allowed, n); !slices.Contains(ports, port) {
-			ports = append(ports, port)
+	own := p.memory.port(p.owner, p.now)
+	if slices.ContainsFunc(granted, func(r identity.PortRange) bool { return r.Contains(own) }) {
+		ports = append(ports, own)
+	}
+	draw := rand.New(rand.NewPCG(p.owner.seed(), 0)) // a stable order is wanted, not a secret one
+	if total > maxCandidates {
+		for range 16 * maxCandidates {
+			port := nth(allowed, draw.IntN(total))
+			if _, held := p.memory.held(port, p.owner, p.now); held || slices.Contains(ports, port) {
+				continue
+			}
+			if ports = append(ports, port); len(ports) == maxCandidates {
+				return ports
+			}
 		}
 	}
-	if total <= maxCandidates { // then every one is tried
-		for _, n := range draw.Perm(total) {
-			add(n)
-		}
-		return ports
+	return p.fill(ports, allowed, draw.Perm(total))
+}
+
+// fill adds candidates to those that were found, looking at every port that is
+// allowed in the order of their positions.
+func (p placement) fill(ports []uint16, allowed []identity.PortRange, order []int) []uint16 {
+	type loan struct {
+		port   uint16
+		unused time.Duration
 	}
-	for range 4 * maxCandidates {
-		if add(draw.IntN(total)); len(ports) == maxCandidates {
-			break
+	var others []loan
+	listed := make(map[uint16]bool, maxCandidates)
+	for _, port := range ports {
+		listed[port] = true
+	}
+	for _, n := range order {
+		if len(ports) == maxCandidates {
+			return ports
 		}
+		port := nth(allowed, n)
+		if listed[port] {
+			continue // also of ranges that overlap
+		}
+		listed[port] = true
+		if unused, held := p.memory.held(port, p.owner, p.now); held {
+			others = append(others, loan{port, unused})
+			continue
+		}
+		ports = append(ports, port)
+	}
+	slices.SortStableFunc(others, func(a, b loan) int { return cmp.Compare(b.unused, a.unused) })
+	for _, l := range others[:min(len(others), maxCandidates-len(ports))] {
+		ports = append(ports, l.port)
 	}
 	return ports
 }

@@ -63,7 +63,7 @@ func TestPorts(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			p := placement{
 				policy: Policy{Ports: ranges(t, test.policy...)}, grants: identity.Grants{Ports: ranges(t, test.granted...)},
-				ephemeral: identity.PortRange{First: 32768, Last: 60999}, owner: test.name,
+				ephemeral: identity.PortRange{First: 32768, Last: 60999}, owner: portOwner{tunnel: test.name}, memory: newPortMemory(),
 			}
 			got, refusal := p.ports(&wire.TunnelSpec{PortFirst: test.first, PortLast: test.last})
 			if test.refusal != 0 {
@@ -89,12 +89,12 @@ func TestPorts(t *testing.T) {
 }
 
 func TestCandidatesStickToTheirOwner(t *testing.T) {
-	p := placement{policy: Policy{Ports: ranges(t, "10000-20000")}, owner: "alice\x00web"}
+	p := placement{policy: Policy{Ports: ranges(t, "10000-20000")}, owner: portOwner{"alice", "host", "web"}, memory: newPortMemory()}
 	first := p.candidates(1, 65535, identity.PortRange{})
 	if !slices.Equal(first, p.candidates(1, 65535, identity.PortRange{})) {
 		t.Error("the same owner got other ports")
 	}
-	p.owner = "alice\x00ssh"
+	p.owner.tunnel = "ssh"
 	if slices.Equal(first[:4], p.candidates(1, 65535, identity.PortRange{})[:4]) {
 		t.Error("another owner got the same ports")
 	}
@@ -122,7 +122,7 @@ func TestCandidatesAreAllowed(t *testing.T) {
 	for seed := range uint64(500) {
 		draw := rand.New(rand.NewPCG(seed, 2))
 		p := placement{
-			policy: Policy{Ports: drawRanges(draw, 3)}, grants: identity.Grants{Ports: drawRanges(draw, 3)}, owner: fmt.Sprint(seed),
+			policy: Policy{Ports: drawRanges(draw, 3)}, grants: identity.Grants{Ports: drawRanges(draw, 3)}, owner: portOwner{tunnel: fmt.Sprint(seed)}, memory: newPortMemory(),
 		}
 		without := identity.PortRange{}
 		if draw.IntN(2) == 0 {

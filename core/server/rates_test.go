@@ -9,6 +9,7 @@ import (
 
 	"github.com/cproxy/cproxy/core/frame"
 	"github.com/cproxy/cproxy/core/identity"
+	"github.com/cproxy/cproxy/core/logging/logtest"
 	"github.com/cproxy/cproxy/core/rate"
 	"github.com/cproxy/cproxy/core/relay"
 	"github.com/cproxy/cproxy/core/wire"
@@ -181,7 +182,7 @@ func TestRateOfATokenHolds(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	provider := identity.NewProvider(path, new(logbook).logger())
+	provider := identity.NewProvider(path, new(logtest.Output).Logger())
 	if err := provider.Load(); err != nil {
 		t.Fatal(err)
 	}

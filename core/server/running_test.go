@@ -15,6 +15,7 @@ import (
 
 	"github.com/cproxy/cproxy/core/frame"
 	"github.com/cproxy/cproxy/core/identity"
+	"github.com/cproxy/cproxy/core/logging/logtest"
 	"github.com/cproxy/cproxy/core/wire"
 )
 
@@ -25,7 +26,7 @@ type running struct {
 	ctl, proxy netip.AddrPort
 	guard      *guard
 	revoked    chan []string
-	log        *logbook
+	log        *logtest.Output
 	stop       func() error // ends Run and gives what it returned
 }
 
@@ -38,10 +39,10 @@ func ownAddress() netip.Addr {
 	return netip.AddrFrom4([4]byte{127, byte(1 + pid>>16), byte(pid >> 8), byte(pid)})
 }
 
-func testOptions(g *guard, log *logbook) Options {
+func testOptions(g *guard, log *logtest.Output) Options {
 	o := Options{
 		CtlListen: "127.0.0.1:0", ProxyListen: "127.0.0.1:0", TLS: serverTLS(), Loops: 2, Policy: testPolicy(),
-		Secret: sha256.Sum256([]byte("secret")), Authenticator: g, Version: "test", Log: log.logger(),
+		Secret: sha256.Sum256([]byte("secret")), Authenticator: g, Version: "test", Log: log.Logger(),
 	}
 	o.Policy.PublicBind = []netip.Addr{ownAddress()}
 	return o
@@ -49,7 +50,7 @@ func testOptions(g *guard, log *logbook) Options {
 
 func startServer(t *testing.T, edit func(o *Options)) *running {
 	t.Helper()
-	r := &running{t: t, guard: &guard{grants: make(map[string]identity.Grants)}, revoked: make(chan []string), log: new(logbook)}
+	r := &running{t: t, guard: &guard{grants: make(map[string]identity.Grants)}, revoked: make(chan []string), log: new(logtest.Output)}
 	o := testOptions(r.guard, r.log)
 	o.Revoked = r.revoked
 	ready := make(chan addresses, 1)
@@ -254,7 +255,7 @@ func tokensFile(t *testing.T, name string) (*identity.Provider, string, identity
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := identity.NewProvider(path, new(logbook).logger())
+	p := identity.NewProvider(path, new(logtest.Output).Logger())
 	if err := p.Load(); err != nil {
 		t.Fatal(err)
 	}

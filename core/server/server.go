@@ -56,6 +56,7 @@ func (s *Server) Run(ctx context.Context) error {
 	engine.Go(func() { engineErr = s.engine.Run(engineCtx) })
 	s.engine.Submit(proxy)
 
+	savePorts := s.keepPorts(ctx) // not before the control port is ours
 	s.hub.site.ctl = localOf(ctl)
 	s.hub.start.serving = func(at netip.AddrPort) {
 		tasks.Go(func() { s.door(&tasks).serve(ctx, ctl) })
@@ -66,6 +67,7 @@ func (s *Server) Run(ctx context.Context) error {
 	err = s.hub.run(ctx)
 	cancel()
 	_ = ctl.Close()
+	savePorts()
 	tasks.Wait()
 	stopEngine()
 	engine.Wait()

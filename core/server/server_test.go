@@ -14,6 +14,7 @@ import (
 
 	"github.com/cproxy/cproxy/core/frame"
 	"github.com/cproxy/cproxy/core/identity"
+	"github.com/cproxy/cproxy/core/logging/logtest"
 	"github.com/cproxy/cproxy/core/wire"
 )
 
@@ -24,7 +25,7 @@ func TestOptionsAreChecked(t *testing.T) {
 			t.Errorf("error %v does not name %s", err, problem)
 		}
 	}
-	o := testOptions(&guard{}, new(logbook))
+	o := testOptions(&guard{}, new(logtest.Output))
 	o.Policy.HandshakeTimeout = 0
 	s, err := New(o)
 	if err != nil || s.options.Policy.HandshakeTimeout != defaultHandshakeTimeout {
@@ -89,7 +90,7 @@ func TestStreamsOutliveTheControlConnection(t *testing.T) {
 	visitor := tcp(t, loopback, at)
 	_, seq := c.started()
 	p.leave()
-	eventually(t, "the loss is noticed", func() bool { return strings.Contains(r.log.String(), "client lost") })
+	r.log.Await(t, "client lost")
 
 	c.send(frame.Header{Type: frame.Data, Seq: seq}, []byte("still here"))
 	got := make([]byte, 10)
@@ -235,7 +236,7 @@ func TestRunTellsWhyItCannot(t *testing.T) {
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			before := descriptors(t)
-			o := testOptions(&guard{}, new(logbook))
+			o := testOptions(&guard{}, new(logtest.Output))
 			o.Ready = func(netip.AddrPort, netip.AddrPort) { t.Error("it was ready") }
 			test.edit(&o)
 			s, err := New(o)
@@ -252,7 +253,7 @@ func TestRunTellsWhyItCannot(t *testing.T) {
 		})
 	}
 	t.Run("ended before it began", func(t *testing.T) {
-		s, err := New(testOptions(&guard{}, new(logbook)))
+		s, err := New(testOptions(&guard{}, new(logtest.Output)))
 		if err != nil {
 			t.Fatal(err)
 		}

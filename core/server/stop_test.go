@@ -3,6 +3,7 @@ package server
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -45,9 +46,14 @@ func TestShutdownIsSaidToAll(t *testing.T) {
 		silent := w.connect()
 		synctest.Wait()
 		w.end()
+		var retries []uint64
 		for _, p := range all {
-			if g := p.refused(wire.CodeShutdown); g.GetRetryAfterMs() == 0 {
-				t.Error("clients are asked back at once")
+			retries = append(retries, p.refused(wire.CodeShutdown).GetRetryAfterMs())
+		}
+		slices.Sort(retries)
+		for i, retry := range retries {
+			if want := uint64((shutdownRetry + time.Duration(i)*time.Second/shutdownRate).Milliseconds()); retry != want {
+				t.Errorf("client %d of %d is asked back after %d ms, want %d", i, len(retries), retry, want)
 			}
 		}
 		w.tasks.Wait()
@@ -85,6 +91,9 @@ func TestShutdownWhileLoggingIn(t *testing.T) {
 						m = p.next()
 					}
 					code(w.t, m.GetGoodbye().GetRefusal(), wire.CodeShutdown)
+					if retry := m.GetGoodbye().GetRetryAfterMs(); retry < uint64(shutdownRetry.Milliseconds()) {
+						w.t.Errorf("asked back after %d ms", retry)
+					}
 					p.ended()
 				})
 			}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/cproxy/cproxy/core/relay"
 	"github.com/cproxy/cproxy/core/wire"
@@ -103,7 +104,7 @@ func (h *hub) tunnelsOf(subject string) int {
 func (h *hub) place(c *Control, spec *wire.TunnelSpec) (relay.Listen, *wire.Refusal) {
 	p := placement{
 		policy: h.policy, grants: c.identity.Grants, ephemeral: h.site.ephemeral,
-		owner: strings.Join([]string{c.key.subject, c.key.name, spec.GetName()}, "\x00"),
+		owner: portOwner{subject: c.key.subject, client: c.key.name, tunnel: spec.GetName()}, memory: h.maps.ports, now: time.Now(),
 	}
 	binds, refusal := p.binds(spec)
 	if refusal != nil {
@@ -131,6 +132,7 @@ func (h *hub) tunnelListening(ev relay.Listening) {
 		return
 	}
 	t.addresses = ev.Addresses
+	h.maps.ports.opened(t.owner(), t.addresses[0].Port())
 	h.limit(t) // before visitors are let in
 	m := t.registered()
 	h.log.Info("tunnel open", "tunnel", t.name(), "client", c.key.name, "control", c.id, "address", strings.Join(m.GetPublicAddresses(), " "))
@@ -154,14 +156,11 @@ type departure struct {
 	next []*Tunnel
 }
 
-// blocks tells whether t has to wait: it replaces the tunnel, or asks for its
-// port and no other.
+// blocks tells whether t has to wait: it replaces the tunnel, or its first
+// choice is the port that the tunnel still has.
 func (d *departure) blocks(t *Tunnel) bool {
 	if d.control.key == t.control.key && d.name() == t.name() {
 		return true
-	}
-	if len(t.listen.Ports) != 1 {
-		return false
 	}
 	if len(d.addresses) > 0 {
 		return d.addresses[0].Port() == t.listen.Ports[0]
@@ -184,6 +183,9 @@ func (h *hub) listen(t *Tunnel) {
 func (h *hub) unlisten(t *Tunnel) {
 	delete(h.maps.tunnels, t.id)
 	h.maps.closing[t.id] = &departure{Tunnel: t}
+	if len(t.addresses) > 0 {
+		h.maps.ports.closed(t.owner(), time.Now())
+	}
 	h.engine.Submit(relay.Unlisten{Tunnel: t.id})
 }
 

@@ -17,6 +17,7 @@ import (
 
 	"github.com/cproxy/cproxy/core/frame"
 	"github.com/cproxy/cproxy/core/identity"
+	"github.com/cproxy/cproxy/core/logging/logtest"
 	"github.com/cproxy/cproxy/core/relay"
 	"github.com/cproxy/cproxy/core/wire"
 )
@@ -124,25 +125,25 @@ type world struct {
 	engine  *fakeEngine
 	guard   *guard
 	revoked chan []string
-	log     *logbook
+	log     *logtest.Output
 	ctx     context.Context
 	end     context.CancelFunc
 	tasks   sync.WaitGroup
 }
 
 // inWorld runs a test against a hub. All clocks stand still unless everyone
-// sleeps.
+// sleeps, so a time.Sleep of the test is how time passes, and takes none.
 func inWorld(t *testing.T, p Policy, test func(w *world)) {
 	t.Helper()
 	serverTLS()
 	synctest.Test(t, func(t *testing.T) {
 		w := &world{
 			t: t, engine: &fakeEngine{events: make(chan []relay.Event, 4096), taken: make(map[uint16]error)},
-			guard: &guard{grants: make(map[string]identity.Grants)}, revoked: make(chan []string), log: new(logbook),
+			guard: &guard{grants: make(map[string]identity.Grants)}, revoked: make(chan []string), log: new(logtest.Output),
 		}
 		w.ctx, w.end = context.WithCancel(context.Background())
 		s := &Server{options: Options{
-			TLS: serverTLS(), Policy: p, Authenticator: w.guard, Revoked: w.revoked, Version: "test", Log: w.log.logger(), Secret: [32]byte{7},
+			TLS: serverTLS(), Policy: p, Authenticator: w.guard, Revoked: w.revoked, Version: "test", Log: w.log.Logger(), Secret: [32]byte{7},
 		}}
 		s.hub = newHub(&s.options, w.engine)
 		s.hub.site.proxyAddress = ":7001"

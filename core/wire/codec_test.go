@@ -85,45 +85,42 @@ func encodeServer(tb testing.TB, messages ...*ServerMessage) []byte {
 	return buf.Bytes()
 }
 
+// envelope is a message of either direction.
+type envelope interface {
+	proto.Message
+	KindName() string
+	Validate() error
+}
+
+// wantMessages reads to the end: these messages, all of them valid.
+func wantMessages[M envelope](t *testing.T, read func() (M, error), want []M) {
+	t.Helper()
+	for _, m := range want {
+		got, err := read()
+		if err != nil {
+			t.Fatalf("read %s: %v", m.KindName(), err)
+		}
+		if !proto.Equal(got, m) {
+			t.Errorf("got %v, want %v", got, m)
+		}
+		if err := got.Validate(); err != nil {
+			t.Errorf("validate: %v", err)
+		}
+	}
+	if _, err := read(); err != io.EOF { //nolint:errorlint // a clean end is io.EOF itself
+		t.Errorf("at the end: %v, want io.EOF", err)
+	}
+}
+
 func TestRoundTrip(t *testing.T) {
 	// One byte at a time: no message depends on how the bytes arrive.
 	t.Run("client", func(t *testing.T) {
-		want := clientMessages()
-		r := NewReader(iotest.OneByteReader(bytes.NewReader(encodeClient(t, want...))))
-		for _, m := range want {
-			got, err := r.ReadClientMessage()
-			if err != nil {
-				t.Fatalf("read %s: %v", m.KindName(), err)
-			}
-			if !proto.Equal(got, m) {
-				t.Errorf("got %v, want %v", got, m)
-			}
-			if err := got.Validate(); err != nil {
-				t.Errorf("validate: %v", err)
-			}
-		}
-		if _, err := r.ReadClientMessage(); err != io.EOF { //nolint:errorlint // a clean end is io.EOF itself
-			t.Errorf("at the end: %v, want io.EOF", err)
-		}
+		r := NewReader(iotest.OneByteReader(bytes.NewReader(encodeClient(t, clientMessages()...))))
+		wantMessages(t, r.ReadClientMessage, clientMessages())
 	})
 	t.Run("server", func(t *testing.T) {
-		want := serverMessages()
-		r := NewReader(iotest.OneByteReader(bytes.NewReader(encodeServer(t, want...))))
-		for _, m := range want {
-			got, err := r.ReadServerMessage()
-			if err != nil {
-				t.Fatalf("read %s: %v", m.KindName(), err)
-			}
-			if !proto.Equal(got, m) {
-				t.Errorf("got %v, want %v", got, m)
-			}
-			if err := got.Validate(); err != nil {
-				t.Errorf("validate: %v", err)
-			}
-		}
-		if _, err := r.ReadServerMessage(); err != io.EOF { //nolint:errorlint // a clean end is io.EOF itself
-			t.Errorf("at the end: %v, want io.EOF", err)
-		}
+		r := NewReader(iotest.OneByteReader(bytes.NewReader(encodeServer(t, serverMessages()...))))
+		wantMessages(t, r.ReadServerMessage, serverMessages())
 	})
 }
 

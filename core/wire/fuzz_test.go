@@ -19,27 +19,7 @@ func FuzzReadClientMessage(f *testing.F) {
 	}
 	f.Add(encodeClient(f, clientMessages()...))
 	f.Fuzz(func(t *testing.T, in []byte) {
-		r := NewReader(bytes.NewReader(in))
-		for {
-			m, err := r.ReadClientMessage()
-			if err != nil {
-				checkReadError(t, err)
-				return
-			}
-			_ = m.Validate()
-			_ = fmt.Sprint(m, slog.AnyValue(m).Resolve())
-			var out bytes.Buffer
-			if err := NewWriter(&out).WriteClientMessage(m); err != nil {
-				// A canonical encoding may be longer than what was read
-				// only if what was read was near the limit.
-				checkWriteError(t, err, proto.Size(m))
-				continue
-			}
-			again, err := NewReader(&out).ReadClientMessage()
-			if err != nil || !proto.Equal(m, again) {
-				t.Fatalf("round trip of %v: %v, %v", m, again, err)
-			}
-		}
+		readAll(t, in, (*Reader).ReadClientMessage, (*Writer).WriteClientMessage, func(*ClientMessage) {})
 	})
 }
 
@@ -50,28 +30,38 @@ func FuzzReadServerMessage(f *testing.F) {
 	}
 	f.Add(encodeServer(f, serverMessages()...))
 	f.Fuzz(func(t *testing.T, in []byte) {
-		r := NewReader(bytes.NewReader(in))
-		for {
-			m, err := r.ReadServerMessage()
-			if err != nil {
-				checkReadError(t, err)
-				return
-			}
-			_ = m.Validate()
-			_ = fmt.Sprint(m, slog.AnyValue(m).Resolve())
+		readAll(t, in, (*Reader).ReadServerMessage, (*Writer).WriteServerMessage, func(m *ServerMessage) {
 			_ = m.GetWelcome().Heartbeat()
 			_ = fmt.Sprint(m.GetGoodbye().Err(), m.GetTunnelRejected().Err())
-			var out bytes.Buffer
-			if err := NewWriter(&out).WriteServerMessage(m); err != nil {
-				checkWriteError(t, err, proto.Size(m))
-				continue
-			}
-			again, err := NewReader(&out).ReadServerMessage()
-			if err != nil || !proto.Equal(m, again) {
-				t.Fatalf("round trip of %v: %v, %v", m, again, err)
-			}
-		}
+		})
 	})
+}
+
+// readAll reads messages until an error that it knows; use is called with each.
+func readAll[M envelope](t *testing.T, in []byte, read func(*Reader) (M, error), write func(*Writer, M) error, use func(M)) {
+	t.Helper()
+	r := NewReader(bytes.NewReader(in))
+	for {
+		m, err := read(r)
+		if err != nil {
+			checkReadError(t, err)
+			return
+		}
+		_ = m.Validate()
+		_ = fmt.Sprint(m, slog.AnyValue(m).Resolve())
+		use(m)
+		var out bytes.Buffer
+		if err := write(NewWriter(&out), m); err != nil {
+			// A canonical encoding may be longer than what was read only if
+			// what was read was near the limit.
+			checkWriteError(t, err, proto.Size(m))
+			continue
+		}
+		again, err := read(NewReader(&out))
+		if err != nil || !proto.Equal(m, again) {
+			t.Fatalf("round trip of %v: %v, %v", m, again, err)
+		}
+	}
 }
 
 func checkReadError(t *testing.T, err error) {

@@ -59,6 +59,20 @@ func (w *world) sh(t *testing.T, name, script string) *process {
 	return p
 }
 
+// fakeBench makes a script of the world's cproxy-bench, and starts what stands for
+// its serving side.
+func (w *world) fakeBench(t *testing.T, script string) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Join(w.dir, "bin"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(w.binary("cproxy-bench"), []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	w.serving = w.sh(t, "serve", "exec sleep 1000")
+	t.Cleanup(w.serving.stop)
+}
+
 func TestProcess(t *testing.T) {
 	w := newWorld(t)
 	p := w.sh(t, "good", "echo noise; echo ready at 127.0.0.1:5; exec sleep 1000")
@@ -122,16 +136,9 @@ func TestChildren(t *testing.T) {
 // A load that fails is noted; one that works is kept.
 func TestRun(t *testing.T) {
 	w := newWorld(t)
-	w.serving = w.sh(t, "serve", "exec sleep 1000")
-	defer w.serving.stop()
-	if err := os.MkdirAll(filepath.Join(w.dir, "bin"), 0o755); err != nil {
-		t.Fatal(err)
-	}
 	script := "#!/bin/sh\ncase $1 in bad) echo error: no luck >&2; exit 1;; esac\n" +
 		`echo '{"bulk":{"gb_per_s":2},"cpu":[{"name":"hop0","per_unit":3}]}'; echo "$@" > ` + w.dir + "/args\n"
-	if err := os.WriteFile(w.binary("cproxy-bench"), []byte(script), 0o755); err != nil {
-		t.Fatal(err)
-	}
+	w.fakeBench(t, script)
 	all := newResults()
 	c := &contestant{kind: kind{name: "engine", title: "the engine"}, address: "127.0.0.1:7", pids: []string{"hop0=12"}}
 	g := group{prefix: "tunnel-"}
@@ -162,15 +169,8 @@ func TestRun(t *testing.T) {
 // only in the first.
 func TestRoundOrder(t *testing.T) {
 	w := newWorld(t)
-	w.serving = w.sh(t, "serve", "exec sleep 1000")
-	defer w.serving.stop()
-	if err := os.MkdirAll(filepath.Join(w.dir, "bin"), 0o755); err != nil {
-		t.Fatal(err)
-	}
 	script := "#!/bin/sh\necho $1 $6 >> " + w.dir + "/order\necho '{}'\n"
-	if err := os.WriteFile(w.binary("cproxy-bench"), []byte(script), 0o755); err != nil {
-		t.Fatal(err)
-	}
+	w.fakeBench(t, script)
 	f := &field{
 		group:       group{loads: []load{{name: "x", args: []string{"x"}}, {name: "y", args: []string{"y"}, extra: true}}},
 		contestants: []*contestant{{kind: kind{name: "a"}, address: "a"}, {kind: kind{name: "b"}, address: "b"}},

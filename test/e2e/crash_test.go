@@ -81,10 +81,17 @@ func TestServerKilled(t *testing.T) {
 		c.Close()
 		t.Error("somebody listens on the public port of a server that is gone")
 	}
-	w.startServer()
-	w.log(w.client, first, `msg=connected .*resumed=false`)
-	w.log(w.server, 0, `msg="tunnel open" tunnel=web`)
+	w.startServerAgain(first)
 	wantRoundTripHeld(t, w, conns)
+}
+
+// startServerAgain starts a server that knows of nothing, and waits until the
+// client has logged in, behind the mark of its log, and has its tunnel.
+func (w *world) startServerAgain(mark int) {
+	w.t.Helper()
+	w.startServer()
+	w.log(w.client, mark, `msg=connected .*resumed=false`)
+	w.log(w.server, 0, `msg="tunnel open" tunnel=web`)
 }
 
 func TestClientKilled(t *testing.T) {
@@ -145,9 +152,7 @@ func TestServerKilledAgainAndAgain(t *testing.T) {
 		w.server.kill()
 		wantReset(t, "the visitor", visitor)
 		wantReset(t, "the local service", local)
-		w.startServer()
-		w.log(w.client, mark, `msg=connected .*resumed=false`)
-		w.log(w.server, 0, `msg="tunnel open" tunnel=web`)
+		w.startServerAgain(mark)
 	}
 	wantRoundTripHeld(t, w, conns)
 }

@@ -81,18 +81,27 @@ func calm(t *testing.T, p *process) {
 	}
 }
 
+// overrun makes a world in which a daemon has so few files, lets one visitor in
+// and then more at once than can all be served.
+func overrun(t *testing.T, s setup, files int) (w *world, first net.Conn, served []net.Conn) {
+	t.Helper()
+	s.server = "[timeouts]\nconnect = \"2s\""
+	w = echoWorld(t, s)
+	first = visit(t, w.web())
+	say(t, first, "before")
+	served, refused := flood(t, w.web(), 2*files)
+	if refused == 0 {
+		t.Fatalf("all %d visitors were served with %d descriptors", len(served), files)
+	}
+	return w, first, served
+}
+
 func TestServerOutOfDescriptors(t *testing.T) {
 	t.Parallel()
 	for _, files := range []int{64, 256} {
 		t.Run(fmt.Sprint(files), func(t *testing.T) {
 			t.Parallel()
-			w := echoWorld(t, setup{serverFiles: files, server: "[timeouts]\nconnect = \"2s\""})
-			first := visit(t, w.web())
-			say(t, first, "before")
-			served, refused := flood(t, w.web(), 2*files)
-			if refused == 0 {
-				t.Fatalf("all %d visitors were served with %d descriptors", len(served), files)
-			}
+			w, first, served := overrun(t, setup{serverFiles: files}, files)
 			// Who is inside is served on, and so is nobody else: with no
 			// descriptor left, connections wait at every port.
 			release := hold(t, w, files)
@@ -154,13 +163,7 @@ func recovers(t *testing.T, w *world) {
 func TestClientOutOfDescriptors(t *testing.T) {
 	t.Parallel()
 	const files = 64
-	w := echoWorld(t, setup{clientFiles: files, server: "[timeouts]\nconnect = \"2s\""})
-	first := visit(t, w.web())
-	say(t, first, "before")
-	served, refused := flood(t, w.web(), 2*files)
-	if refused == 0 {
-		t.Fatalf("all %d visitors were served with %d descriptors", len(served), files)
-	}
+	w, first, served := overrun(t, setup{clientFiles: files}, files)
 	w.log(w.client, 0, `level=WARN msg="(visitor turned away: raise the limit on open files|cannot open a proxy connection")`)
 	for _, c := range append(served, first) {
 		say(t, c, "still here")

@@ -26,7 +26,7 @@ func (w *world) connect(t *testing.T) *ctlClient {
 	if err != nil {
 		t.Fatal(err)
 	}
-	config, err := identity.ClientTLS(identity.Trust{Pin: join.Pin}, w.ip, wire.ALPN)
+	config, err := identity.ClientTLS(identity.Trust{Pins: []identity.Pin{*join.Pin}}, w.ip, wire.ALPN)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -4,8 +4,9 @@ import (
 	"fmt"
 	"regexp"
 	"strings"
-	"sync"
 	"time"
+
+	"github.com/cproxy/cproxy/core/logging/logtest"
 )
 
 // patience bounds every wait. Nothing that works comes near it.
@@ -15,46 +16,10 @@ const patience = 30 * time.Second
 const pollEvery = 10 * time.Millisecond
 
 // transcript is what a process has written so far. Any goroutine may use it.
-type transcript struct {
-	mu      sync.Mutex
-	text    strings.Builder
-	changed chan struct{} // closed at the next write; nil while nobody waits
-}
-
-// Write appends to the transcript and never fails.
-func (t *transcript) Write(p []byte) (int, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.text.Write(p)
-	if t.changed != nil {
-		close(t.changed)
-		t.changed = nil
-	}
-	return len(p), nil
-}
-
-// String gives everything written so far.
-func (t *transcript) String() string {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.text.String()
-}
+type transcript struct{ logtest.Output }
 
 // mark is a position in the transcript: what was written before it is old.
-func (t *transcript) mark() int {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.text.Len()
-}
-
-func (t *transcript) snapshot() (string, <-chan struct{}) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.changed == nil {
-		t.changed = make(chan struct{})
-	}
-	return t.text.String(), t.changed
-}
+func (t *transcript) mark() int { return len(t.String()) }
 
 // await waits until a line after the mark matches, and gives its submatches. It
 // gives up when gone is closed and the text does not match then either.
@@ -66,7 +31,7 @@ func (t *transcript) await(mark int, pattern string, gone <-chan struct{}) ([]st
 	timeout := time.NewTimer(patience)
 	defer timeout.Stop()
 	for ended := false; ; {
-		text, changed := t.snapshot()
+		text, changed := t.Look()
 		if found := re.FindStringSubmatch(text[min(mark, len(text)):]); found != nil {
 			return found, nil
 		}

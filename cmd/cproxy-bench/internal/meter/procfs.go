@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -31,8 +32,13 @@ func parseStat(b []byte) (time.Duration, error) {
 	if len(fields) < 13 {
 		return 0, errFormat
 	}
+	return ticks(fields[11:13])
+}
+
+// ticks sums columns of procfs that count clock ticks.
+func ticks(columns []string) (time.Duration, error) {
 	var sum uint64
-	for _, f := range fields[11:13] {
+	for _, f := range columns {
 		n, err := strconv.ParseUint(f, 10, 48)
 		if err != nil {
 			return 0, errFormat
@@ -65,17 +71,7 @@ func parseMachine(b []byte) (time.Duration, error) {
 	if len(fields) < 9 || fields[0] != "cpu" {
 		return 0, errFormat
 	}
-	var sum uint64
-	for i, f := range fields[1:9] {
-		n, err := strconv.ParseUint(f, 10, 48)
-		if err != nil {
-			return 0, errFormat
-		}
-		if i != 3 && i != 4 {
-			sum += n
-		}
-	}
-	return time.Duration(sum) * tick, nil
+	return ticks(slices.Concat(fields[1:4], fields[6:9]))
 }
 
 // parseSize finds "KEY:   123 kB" in a file like /proc/meminfo and gives bytes.
