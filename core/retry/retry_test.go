@@ -119,6 +119,25 @@ func TestReset(t *testing.T) {
 	}
 }
 
+// A limit bounds delays without making the later ones longer.
+func TestNextWithin(t *testing.T) {
+	b := retry.Backoff{Base: time.Second, Max: time.Hour, Int64N: highest}
+	const limit, floor = 5 * time.Second, time.Minute
+	for i, want := range []time.Duration{1, 2, 4, 5, 5, 5, 5} {
+		if got := b.NextWithin(limit, floor); got != floor+want*time.Second {
+			t.Errorf("delay %d = %v, want %v and %v s", i, got, floor, int(want))
+		}
+	}
+	for _, want := range []time.Duration{8, 16} {
+		if got := b.Next(); got != want*time.Second {
+			t.Errorf("delay without the limit = %v, want %v s", got, int(want))
+		}
+	}
+	if got := b.NextWithin(limit, -time.Hour); got != limit {
+		t.Errorf("delay after a negative floor = %v, want %v", got, limit)
+	}
+}
+
 func TestNextAfter(t *testing.T) {
 	tests := []struct {
 		name  string

@@ -3,6 +3,7 @@ package e2e
 import (
 	"errors"
 	"fmt"
+	"io"
 	"strings"
 	"sync"
 	"testing"
@@ -135,4 +136,32 @@ func (s *site) cut(c *convoy, silent bool) error {
 	s.way.set(passing)
 	_, again := s.process.awaitLog(mark, `msg=connected .*resumed=true`)
 	return errors.Join(err, again)
+}
+
+// A visitor for whom a ProxyConn was asked on a control connection that had
+// fallen silent waits, and is served when the client is back.
+func TestVisitorOfASilentClient(t *testing.T) {
+	t.Parallel()
+	for name, way := range map[string]passage{"silent": muted, "reset": severed} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var k *cutter
+			local := serve(t, "tcp", "127.0.0.1:0", echo)
+			w := newWorld(t, setup{
+				server:  "[pool]\nmax = 0\n[timeouts]\nheartbeat = \"500ms\"\nconnect = \"30s\"",
+				tunnels: []tunnel{{name: "web", local: local.address}}, way: through(t, &k),
+			})
+			address, mark := w.web(), w.client.stderr.mark()
+			k.set(way)
+			visitor := visit(t, address)
+			if _, err := io.WriteString(visitor, "early"); err != nil {
+				t.Fatal(err)
+			}
+			w.log(w.client, mark, `msg="lost the connection to the server; streams go on"`)
+			k.set(passing)
+			w.log(w.client, mark, `msg=connected .*resumed=true`)
+			hear(t, visitor, "early")
+			visitor.Close()
+		})
+	}
 }

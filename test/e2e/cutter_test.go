@@ -143,4 +143,3 @@ func through(t *testing.T, k **cutter) func(w *world, ctl string) string {
 		return (*k).address
 	}
 }
-
