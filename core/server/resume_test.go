@@ -147,7 +147,7 @@ func TestVisitorWaitsThroughAResume(t *testing.T) {
 		}
 		c := r.open(q, 1)
 		s, seq := c.started()
-		if uint32(s.Tunnel) != q.welcome.GetTunnels()[0].GetId() {
+		if s.Tunnel != q.welcome.GetTunnels()[0].GetId() {
 			t.Errorf("START of tunnel %d", s.Tunnel)
 		}
 		c.echo(seq)
