@@ -16,12 +16,20 @@ import (
 // time.
 const settled = 10 * time.Second
 
+// For resumeLife after a loss the server is taken to keep the session: its
+// default grace. So long the delays stay below resumeCeiling, however often the
+// connection was lost before, or the tunnels of a flapping network would close.
+const (
+	resumeLife    = 30 * time.Second
+	resumeCeiling = 5 * time.Second
+)
+
 // link is the way to the server: an attempt under way, a connection, or a time
 // to try again.
 type link struct {
 	epoch    uint64 // of the last attempt
 	conn     *ctlConn
-	since    time.Time          // when conn was opened
+	since    time.Time          // when conn was opened, or the last one lost
 	cancel   context.CancelFunc // ends the attempt under way; nil when there is none
 	again    bool               // its outcome does not count: try again at once
 	retryAt  time.Time          // zero when nothing is waited for
@@ -182,6 +190,7 @@ func (o *owner) disconnected(err error) {
 	if time.Since(o.link.since) >= settled {
 		o.link.backoff.Reset()
 	}
+	o.link.since = time.Now()
 	what := "lost the connection to the server; streams go on"
 	if _, told := errors.AsType[*wire.RefusedError](err); told {
 		what = "the server ended the connection" // and perhaps streams with it
@@ -208,9 +217,17 @@ func (o *owner) leave(ctx context.Context, err error) error {
 
 // lost waits for the next round, at least for floor.
 func (o *owner) lost(what, server string, err error, floor time.Duration) {
-	delay := o.link.backoff.NextAfter(floor)
+	delay := o.reconnectDelay(floor)
 	o.link.retryAt = time.Now().Add(delay)
 	o.warn(err, what, "address", server, "retry_in", delay.Round(time.Millisecond), "error", err)
+}
+
+// reconnectDelay is how long to wait for the next round.
+func (o *owner) reconnectDelay(floor time.Duration) time.Duration {
+	if o.session != nil && o.session.resumable && time.Since(o.link.since) < resumeLife {
+		return o.link.backoff.NextWithin(resumeCeiling, floor)
+	}
+	return o.link.backoff.NextAfter(floor)
 }
 
 // warn logs a failed connection, louder if only somebody's help will mend it.

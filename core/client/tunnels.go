@@ -126,8 +126,9 @@ func (o *owner) reconcile(w *wire.Welcome, resumed bool) {
 		}
 		switch {
 		case r == nil:
+			// Its target stays: of very many tunnels a Welcome has no room for
+			// all, and those that are told later have visitors already.
 			t.confirmed = nil
-			o.dropTarget(t)
 			o.register(t)
 		case t.confirmed != nil && proto.Equal(t.confirmed, t.spec):
 			o.open(t, r)

@@ -58,6 +58,17 @@ func (b *Backoff) NextAfter(floor time.Duration) time.Duration {
 	return floor + jitter
 }
 
+// NextWithin is NextAfter with a jitter of limit at most. A delay that limit
+// shortens does not count as an attempt, so that the ceiling is still low when the
+// reason for the limit is gone. Limit must be positive.
+func (b *Backoff) NextWithin(limit, floor time.Duration) time.Duration {
+	if b.ceiling() <= limit {
+		return b.NextAfter(floor)
+	}
+	short := Backoff{Base: limit, Max: limit, Int64N: b.Int64N}
+	return short.NextAfter(floor)
+}
+
 // Reset makes the next delay a first one again. Call it once an attempt has
 // proved good, not merely begun.
 func (b *Backoff) Reset() { b.attempt = 0 }

@@ -119,6 +119,25 @@ func TestReset(t *testing.T) {
 	}
 }
 
+// A limit bounds delays without making the later ones longer.
+func TestNextWithin(t *testing.T) {
+	b := retry.Backoff{Base: time.Second, Max: time.Hour, Int64N: highest}
+	const limit, floor = 5 * time.Second, time.Minute
+	for i, want := range []time.Duration{time.Second, 2 * time.Second, 4 * time.Second, limit, limit, limit} {
+		if got := b.NextWithin(limit, floor); got != floor+want {
+			t.Errorf("delay %d = %v, want %v and %v", i, got, floor, want)
+		}
+	}
+	for _, want := range []time.Duration{8 * time.Second, 16 * time.Second} {
+		if got := b.Next(); got != want {
+			t.Errorf("delay without the limit = %v, want %v", got, want)
+		}
+	}
+	if got := b.NextWithin(limit, -time.Hour); got != limit {
+		t.Errorf("delay after a negative floor = %v, want %v", got, limit)
+	}
+}
+
 func TestNextAfter(t *testing.T) {
 	tests := []struct {
 		name  string

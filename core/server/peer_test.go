@@ -140,10 +140,18 @@ func (p *peer) silent() {
 	}
 }
 
-// refused expects a Goodbye for a reason, and then the end.
+// refused expects a Goodbye for a reason, and then the end. The server may have
+// asked for spare ProxyConns just before.
 func (p *peer) refused(want wire.Code) *wire.Goodbye {
 	p.t.Helper()
-	g := hear(p, (*wire.ServerMessage).GetGoodbye)
+	m := p.next()
+	for m.GetPing() != nil || m.GetNeedProxyConn() != nil {
+		m = p.next()
+	}
+	g := m.GetGoodbye()
+	if g == nil {
+		p.t.Fatalf("heard %v, want a Goodbye", m)
+	}
 	code(p.t, g.GetRefusal(), want)
 	p.ended()
 	return g

@@ -84,7 +84,7 @@ func newWorld(t *testing.T, s setup) *world {
 	w.write("server.toml", fmt.Sprintf("ctl_listen = %q\nproxy_listen = %q\npublic_bind = %q\nstate_dir = %q\n%s\n",
 		w.ip+":0", w.ip+":0", w.ip, filepath.Join(w.dir, "state"), s.server))
 	w.startServer()
-	ctl := net.JoinHostPort(w.ip, strconv.Itoa(int(w.doors.ctl[0])))
+	ctl := w.ctlAddress()
 	if s.way != nil {
 		ctl = s.way(w, ctl)
 		w.doors.ctl = append(w.doors.ctl, portIn(ctl))
@@ -97,6 +97,9 @@ func newWorld(t *testing.T, s setup) *world {
 	}
 	return w
 }
+
+// ctlAddress is the CtlPort of the server.
+func (w *world) ctlAddress() string { return net.JoinHostPort(w.ip, portText(w.doors.ctl[0])) }
 
 func (w *world) path(name string) string { return filepath.Join(w.dir, name) }
 
