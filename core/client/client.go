@@ -24,6 +24,7 @@ type timing struct {
 	resolve    time.Duration // between two look-ups of a LocalServer's name
 	register   time.Duration // least wait after a tunnel was refused for now
 	superseded time.Duration // least wait after another instance took over
+	refused    time.Duration // least wait after a refusal that only a person can mend
 	draw       func(n int64) int64
 }
 
@@ -35,6 +36,7 @@ func defaultTiming() timing {
 		resolve:    30 * time.Second,
 		register:   time.Second,
 		superseded: time.Minute,
+		refused:    time.Minute,
 	}
 }
 

@@ -280,6 +280,7 @@ func start(t *testing.T, o Options, change func(*Client)) *running {
 	c.timing.draw = func(int64) int64 { return 0 }
 	c.timing.register = time.Millisecond
 	c.timing.superseded = time.Millisecond
+	c.timing.refused = time.Millisecond
 	c.timing.farewell = 50 * time.Millisecond
 	if change != nil {
 		change(c)

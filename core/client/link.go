@@ -16,6 +16,10 @@ import (
 // time.
 const settled = 10 * time.Second
 
+// longestWait bounds the jitter of a delay: who mends a network or a server does
+// not want to wait much longer for its clients.
+const longestWait = time.Minute
+
 // For resumeLife after a loss the server is taken to keep the session: its
 // default grace. So long the delays stay below resumeCeiling, however often the
 // connection was lost before, or the tunnels of a flapping network would close.
@@ -43,7 +47,7 @@ type link struct {
 
 func newLink(t timing) link {
 	return link{
-		backoff:  retry.Backoff{Int64N: t.draw},
+		backoff:  retry.Backoff{Max: longestWait, Int64N: t.draw},
 		attempts: make(chan attempt, 1),
 		messages: make(chan received),
 	}
@@ -123,10 +127,13 @@ func (o *owner) failed(ctx context.Context, err error) error {
 		o.try(ctx)
 		return nil
 	}
-	if end := r.verdict(); end != nil && !o.link.welcomed {
-		return end
-	}
 	floor := r.wait(o.config.Servers, now)
+	if end := r.verdict(); end != nil {
+		if !o.link.welcomed {
+			return end
+		}
+		floor = max(floor, o.client.timing.refused)
+	}
 	if isSuperseded(err) {
 		floor = reconnectFloor(err, o.client.timing)
 	}
@@ -247,6 +254,8 @@ func reconnectFloor(err error, t timing) time.Duration {
 		return 0
 	case refused.Code() == wire.CodeSuperseded:
 		return max(refused.RetryAfter, t.superseded)
+	case refused.Permanent():
+		return max(refused.RetryAfter, t.refused)
 	default:
 		return refused.RetryAfter
 	}

@@ -46,8 +46,8 @@ func (o *owner) reconfigure(ctx context.Context, r Reloadable) {
 			o.session.resumable = false // its key still opens ProxyConns
 		}
 		o.hurry(ctx)
-	case !slices.Equal(old.Servers, r.Servers):
-		o.hurry(ctx)
+	case !slices.Equal(old.Servers, r.Servers) || o.link.cancel == nil:
+		o.hurry(ctx) // whoever reloads a client that waits wants it to try now
 	}
 	o.log.Debug("configuration applied", "tunnels", len(r.Tunnels))
 }

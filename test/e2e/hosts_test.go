@@ -14,9 +14,9 @@ import (
 // quick are settings with which a client tries often to come back.
 const quick = "[timeouts]\nconnect = \"2s\""
 
-// site is a world whose server, client, service and visitors are on hosts of
+// hostWorld is a world whose server, client, service and visitors are on hosts of
 // their own, with one tunnel, "web".
-type site struct {
+type hostWorld struct {
 	*world
 	lan                      *lan
 	server, client           *lanHost
@@ -25,11 +25,11 @@ type site struct {
 	publicAddress, localAddr string
 }
 
-// newSite makes the hosts and starts what s describes on them.
-func newSite(t *testing.T, s setup, tunnelLines string) *site {
+// newHostWorld makes the hosts and starts what s describes on them.
+func newHostWorld(t *testing.T, s setup, tunnelLines string) *hostWorld {
 	t.Helper()
 	l := newLAN(t)
-	f := &site{lan: l, server: l.host("server"), client: l.host("client"), service: l.host("service"), visitor: l.host("visitor")}
+	f := &hostWorld{lan: l, server: l.host("server"), client: l.host("client"), service: l.host("service"), visitor: l.host("visitor")}
 	local, conns := f.service.manual(t)
 	f.conns, f.localAddr = conns, local.address
 	s.at = places{server: f.server, client: f.client}
@@ -40,7 +40,7 @@ func newSite(t *testing.T, s setup, tunnelLines string) *site {
 }
 
 // open makes a stream that has said something.
-func (f *site) open(t *testing.T) (visitor, local stream) {
+func (f *hostWorld) open(t *testing.T) (visitor, local stream) {
 	t.Helper()
 	visitor = f.visitor.visit(t, f.publicAddress)
 	if _, err := io.WriteString(visitor, "x"); err != nil {
@@ -52,7 +52,7 @@ func (f *site) open(t *testing.T) (visitor, local stream) {
 }
 
 // wantVisit has a visitor served and gone.
-func (f *site) wantVisit(t *testing.T) {
+func (f *hostWorld) wantVisit(t *testing.T) {
 	t.Helper()
 	visitor, local := f.open(t)
 	wantTalk(t, visitor, local)
@@ -76,7 +76,7 @@ func wantTalk(t *testing.T, visitor, local stream) {
 
 // awaitConns waits until server and client have so many ProxyConns or more, if
 // more is set, or just so many.
-func (f *site) awaitConns(t *testing.T, n int, more bool) {
+func (f *hostWorld) awaitConns(t *testing.T, n int, more bool) {
 	t.Helper()
 	for _, p := range []*process{f.world.server, f.world.client} {
 		eventually(t, fmt.Sprintf("%s has %d ProxyConns (or more: %t)", p.name, n, more), func() error {
@@ -89,7 +89,7 @@ func (f *site) awaitConns(t *testing.T, n int, more bool) {
 }
 
 // wantNoConflict wants that no port was ever in the way.
-func (f *site) wantNoConflict(t *testing.T) {
+func (f *hostWorld) wantNoConflict(t *testing.T) {
 	t.Helper()
 	for _, p := range f.all {
 		if n := p.stderr.count(`in use|port taken|msg="tunnel refused`); n > 0 {
@@ -102,7 +102,7 @@ func (f *site) wantNoConflict(t *testing.T) {
 // told to the service.
 func TestHosts(t *testing.T) {
 	t.Parallel()
-	f := newSite(t, setup{}, `proxy_protocol = "v1"`)
+	f := newHostWorld(t, setup{}, `proxy_protocol = "v1"`)
 	visitor := f.visitor.visit(t, f.publicAddress)
 	local := next(t, f.conns)
 	hear(t, local, headerV1(addressOf(visitor.LocalAddr()), addressOf(visitor.RemoteAddr())))
@@ -119,7 +119,7 @@ func TestHosts(t *testing.T) {
 // A path that loses packets costs time, not bytes.
 func TestLoss(t *testing.T) {
 	t.Parallel()
-	f := newSite(t, setup{}, "")
+	f := newHostWorld(t, setup{}, "")
 	f.lan.lose(2)
 	var tasks sync.WaitGroup
 	for range 3 {
@@ -162,7 +162,7 @@ func bothWays(t *testing.T, visitor, local stream, size int64) {
 // that TCP knows.
 func TestServerReboots(t *testing.T) {
 	t.Parallel()
-	f := newSite(t, setup{server: "[timeouts]\nheartbeat = \"500ms\"", client: quick}, "")
+	f := newHostWorld(t, setup{server: "[timeouts]\nheartbeat = \"500ms\"", client: quick}, "")
 	visitor, local := f.open(t)
 	f.wantVisit(t)
 	mark := f.world.client.stderr.mark()
@@ -190,7 +190,7 @@ func TestServerReboots(t *testing.T) {
 // nobody has to find out first that it is gone. Back on the net it does not fight.
 func TestTakeoverFromAnotherHost(t *testing.T) {
 	t.Parallel()
-	f := newSite(t, setup{client: quick}, "")
+	f := newHostWorld(t, setup{client: quick}, "")
 	second := f.lan.host("second")
 	replacement := f.lan.host("second service").serve(t, named("second"))
 	visitor, local := f.open(t)
@@ -232,7 +232,7 @@ func TestTakeoverFromAnotherHost(t *testing.T) {
 // server takes the former one for alive, unless the new host has told it better.
 func TestClientReboots(t *testing.T) {
 	t.Parallel()
-	f := newSite(t, setup{client: quick}, "")
+	f := newHostWorld(t, setup{client: quick}, "")
 	visitor, local := f.open(t)
 	f.wantVisit(t)
 	f.lan.unplug(f.client)

@@ -12,7 +12,7 @@ import (
 // ends before TCP would give up, costs the idle ProxyConns and nothing else.
 func TestSilentCut(t *testing.T) {
 	t.Parallel()
-	f := newSite(t, setup{server: "[timeouts]\nheartbeat = \"500ms\"\nconnect = \"1m\"", client: quick}, "")
+	f := newHostWorld(t, setup{server: "[timeouts]\nheartbeat = \"500ms\"\nconnect = \"1m\"", client: quick}, "")
 	visitor, local := f.open(t)
 	f.wantVisit(t)
 	f.awaitConns(t, 2, true) // one is idle
@@ -77,7 +77,7 @@ func wantEarly(t *testing.T, conns <-chan stream, early []stream) {
 // everything that does not need one.
 func TestNoNewConnections(t *testing.T) {
 	t.Parallel()
-	f := newSite(t, setup{server: "[timeouts]\nheartbeat = \"500ms\"", client: quick}, "")
+	f := newHostWorld(t, setup{server: "[timeouts]\nheartbeat = \"500ms\"", client: quick}, "")
 	visitor, local := f.open(t)
 	f.wantVisit(t)
 	f.awaitConns(t, 2, true)
@@ -119,7 +119,7 @@ func TestLongCut(t *testing.T) {
 		t.Skip("waits for more than a minute, until dead peers are given up")
 	}
 	t.Parallel()
-	f := newSite(t, setup{server: "[timeouts]\nheartbeat = \"500ms\"", client: quick}, "")
+	f := newHostWorld(t, setup{server: "[timeouts]\nheartbeat = \"500ms\"", client: quick}, "")
 	type pair struct {
 		what           string
 		visitor, local stream
@@ -170,7 +170,7 @@ func TestVanishedVisitor(t *testing.T) {
 		t.Skip("waits for more than a minute, until a dead peer is given up")
 	}
 	t.Parallel()
-	f := newSite(t, setup{}, "")
+	f := newHostWorld(t, setup{}, "")
 	gone, toGone := f.open(t)
 	stalled, toStalled := f.open(t)
 	const size = 64 << 20
