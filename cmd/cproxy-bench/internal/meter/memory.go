@@ -19,6 +19,8 @@ type Growth struct {
 	Anonymous   int64 // bytes
 	Descriptors int
 	Pipes       int
+	// RSSBefore is what it held then, in bytes.
+	RSSBefore uint64
 }
 
 // Memory compares footprints. It is a meter, too: its Begin and End enclose
@@ -89,6 +91,7 @@ func (m *Memory) Growths() []Growth {
 			Name: p.Name,
 			RSS:  int64(d.RSS) - int64(b.RSS), Anonymous: int64(d.Anonymous) - int64(b.Anonymous),
 			Descriptors: d.Descriptors - b.Descriptors, Pipes: d.Pipes - b.Pipes,
+			RSSBefore: b.RSS,
 		})
 	}
 	return all
