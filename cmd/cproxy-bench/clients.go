@@ -53,7 +53,7 @@ descriptor for each client and each tunnel (LimitNOFILE).`,
 				return cli.Usage(err)
 			}
 			m := meter.NewMemory(processes)
-			got, err := fleet.Run(cmd.Context(), f.Options, m)
+			got, err := fleet.Run(cmd.Context(), f.Options, resting{m})
 			if err != nil {
 				return err
 			}
@@ -80,6 +80,16 @@ func (f *clientsFlags) declare(cmd *cobra.Command) {
 	flags.StringArrayVar(&f.pids, "pid", nil, "charge the process `PID`, or NAME=PID; repeatable, equal names are summed up")
 	flags.BoolVar(&f.json, "json", false, "print one JSON object instead of a table")
 }
+
+// resting is a Memory that looks after the rest: what a herd leaves behind for
+// moments does not count, what heartbeats take does.
+type resting struct{ *meter.Memory }
+
+// Begin starts measuring CPU time.
+func (r resting) Begin() error { return r.Meter.Begin() }
+
+// End stops that and takes the footprints to compare.
+func (r resting) End() error { return errors.Join(r.Meter.End(), r.During()) }
 
 // check completes the options and gives the processes to charge.
 func (f *clientsFlags) check(stdin io.Reader) ([]meter.Process, error) {

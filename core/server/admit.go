@@ -45,6 +45,7 @@ type door struct {
 	slots         chan struct{}
 	room          *waitingRoom
 	tasks         *sync.WaitGroup
+	tidy          tidy
 }
 
 // serve accepts until the listener is closed.
@@ -96,7 +97,10 @@ func (d *door) admit(ctx context.Context, conn net.Conn, greeted func()) {
 		drain(g.link)
 		return
 	}
-	d.read(ctx, g, control, patience)
+	d.tidy.arrived()
+	c := caller{link: g.link, reader: g.reader, control: control, patience: patience, raw: rawOf(conn)}
+	g = nil // what brought the client here need not live as long as it stays
+	d.read(ctx, &c)
 }
 
 // arrival is a client that said Hello.
@@ -111,7 +115,8 @@ type arrival struct {
 
 // greet brings a connection to its Hello.
 func (d *door) greet(ctx context.Context, conn net.Conn, peer netip.AddrPort) (*arrival, error) {
-	if err := conn.SetDeadline(time.Now().Add(d.timeout)); err != nil {
+	deadline := time.Now().Add(d.timeout)
+	if err := conn.SetDeadline(deadline); err != nil {
 		return nil, fmt.Errorf("set deadline: %w", err)
 	}
 	if ctx.Err() != nil { // the end of ctx may have come before that deadline
@@ -121,7 +126,7 @@ func (d *door) greet(ctx context.Context, conn net.Conn, peer netip.AddrPort) (*
 	if err != nil {
 		return nil, fmt.Errorf("await handshake: %w", err)
 	}
-	secured, err := d.handshake(ctx, replay)
+	secured, err := d.handshake(ctx, replay, deadline)
 	if err != nil {
 		return nil, fmt.Errorf("handshake: %w", err)
 	}
@@ -149,8 +154,11 @@ func (d *door) greet(ctx context.Context, conn net.Conn, peer netip.AddrPort) (*
 }
 
 // handshake runs the TLS handshake in a slot, which it gives back when the
-// server's part is done: a peer that stops half-way holds none.
-func (d *door) handshake(ctx context.Context, conn net.Conn) (*tls.Conn, error) {
+// server's part is done: a peer that stops half-way holds none. The time for
+// which the peer waits for a slot is the server's, and put off its deadline: when
+// all clients come at once, none is refused for being late.
+func (d *door) handshake(ctx context.Context, conn net.Conn, deadline time.Time) (*tls.Conn, error) {
+	begun := time.Now()
 	select {
 	case d.slots <- struct{}{}:
 	case <-ctx.Done():
@@ -158,6 +166,12 @@ func (d *door) handshake(ctx context.Context, conn net.Conn) (*tls.Conn, error) 
 	}
 	release := sync.OnceFunc(func() { <-d.slots })
 	defer release()
+	if err := conn.SetDeadline(deadline.Add(time.Since(begun))); err != nil {
+		return nil, fmt.Errorf("set deadline: %w", err)
+	}
+	if ctx.Err() != nil { // as after accept
+		return nil, ctx.Err()
+	}
 	secured := tls.Server(&answering{Conn: conn, answered: release}, d.tls)
 	return secured, secured.HandshakeContext(ctx)
 }
@@ -229,37 +243,6 @@ func (d *door) identify(ctx context.Context, g *arrival) *wire.Refusal {
 		d.log.Error("authenticating a client failed", "client", g.hello.GetName(), "source", peer.String(), "error", err)
 		return wire.NewRefusal(wire.CodeUnavailable, "")
 	}
-}
-
-// read passes on what an admitted client sends until its connection ends. A
-// client that is silent for longer than patience is gone.
-func (d *door) read(ctx context.Context, g *arrival, control uint64, patience time.Duration) {
-	k := g.link
-	for {
-		_ = k.conn.SetReadDeadline(time.Now().Add(patience))
-		if ctx.Err() != nil {
-			break
-		}
-		m, err := g.reader.ReadClientMessage()
-		refusal := badMessage(err)
-		if err == nil {
-			if err = m.Validate(); err != nil {
-				refusal = wire.NewRefusal(wire.CodeProtocol, err.Error())
-			}
-		}
-		if refusal != nil {
-			k.finish(wire.NewGoodbye(refusal, 0).ServerMessage())
-			drain(k)
-		}
-		if err == nil && d.hub.tell(ctx, received{control, k, m}) {
-			continue
-		}
-		if err != nil && d.hub.tell(ctx, lost{control, k, k.why(err)}) {
-			return
-		}
-		break
-	}
-	drain(k) // while the hub says Goodbye to all
 }
 
 // drain waits until the link has said its last and closed the connection, or

@@ -10,7 +10,6 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
-	"github.com/cproxy/cproxy/core/frame"
 	"github.com/cproxy/cproxy/core/relay"
 	"github.com/cproxy/cproxy/core/wire"
 )
@@ -137,7 +136,7 @@ func (h *hub) newControl(key controlKey, inst instance, a *arrival) *Control {
 
 func (h *hub) session(id uint64, inst instance, epoch uint64) session {
 	secret := sessionKey(h.options.Secret, id, epoch)
-	return session{id: id, epoch: epoch, instance: inst, secret: secret, prefaces: frame.NewKey(secret)}
+	return session{id: id, epoch: epoch, instance: inst, secret: secret}
 }
 
 // takeOver moves name, ports and tunnels to a new instance of a client. The

@@ -29,7 +29,15 @@ type session struct {
 	epoch    uint64
 	instance instance
 	secret   []byte     // the session key
-	prefaces *frame.Key // made of it
+	prefaces *frame.Key // made of it when the first ProxyConn comes
+}
+
+// prefaceKey gives what signs the prefaces of the session.
+func (s *session) prefaceKey() *frame.Key {
+	if s.prefaces == nil {
+		s.prefaces = frame.NewKey(s.secret)
+	}
+	return s.prefaces
 }
 
 // Control is the server's state for one connected client. The hub's goroutine

@@ -131,7 +131,8 @@ func (h *hub) tunnelListening(ev relay.Listening) {
 		return
 	}
 	t.addresses = ev.Addresses
-	h.limit(t) // before visitors are let in
+	t.listen.Ports = nil // dozens, which nobody asks for any more
+	h.limit(t)           // before visitors are let in
 	m := t.registered()
 	h.log.Info("tunnel open", "tunnel", t.name(), "client", c.key.name, "control", c.id, "address", strings.Join(m.GetPublicAddresses(), " "))
 	c.send(m.ServerMessage())

@@ -40,9 +40,15 @@ func (m *Memory) Before() (err error) {
 	return err
 }
 
+// During takes the footprints to compare.
+func (m *Memory) During() (err error) {
+	m.during, m.slabDuring, err = m.look()
+	return err
+}
+
 // Begin takes the footprints to compare, and starts measuring CPU time.
-func (m *Memory) Begin() (err error) {
-	if m.during, m.slabDuring, err = m.look(); err != nil {
+func (m *Memory) Begin() error {
+	if err := m.During(); err != nil {
 		return err
 	}
 	return m.Meter.Begin()
