@@ -73,7 +73,7 @@ func (f *clientsFlags) declare(cmd *cobra.Command) {
 	flags.StringVar(&f.server, "server", "", "`HOST:PORT` of the server, instead of that in the join string")
 	flags.IntVar(&f.Clients, "clients", 2000, "how many clients")
 	flags.IntVar(&f.Tunnels, "tunnels", 5, "how many tunnels each")
-	flags.IntVar(&f.AtOnce, "at-once", 0, "how many may be logging in at a time; 0 is all")
+	flags.IntVar(&f.AtOnce, "at-once", 256, "how many may be logging in at a time, this host being busy for all of them; 0 is all")
 	flags.DurationVar(&f.Limit, "limit", 2*time.Minute, "how long all of them may take until their tunnels are open")
 	flags.DurationVar(&f.Settle, "settle", 3*time.Second, "how long to wait after that")
 	flags.DurationVar(&f.Rest, "duration", 30*time.Second, "how long to watch the CPU time after that")

@@ -161,7 +161,7 @@ func (h *hub) takeOver(c, old *Control) {
 // welcome tells a client what it got.
 func (h *hub) welcome(c *Control, a *arrival, resumed bool) {
 	c.link = a.link
-	c.nextPing = time.Now().Add(c.heartbeat)
+	c.nextPing = time.Now().Add(c.firstPing())
 	h.sweep.begin(min(sweepEvery, h.policy.Heartbeat))
 	open := c.open()
 	fit := fitting(open)

@@ -107,6 +107,13 @@ func (c *Control) announce(t *Tunnel) {
 	c.send((&wire.Ping{Nonce: uint64(t.id)}).ServerMessage())
 }
 
+// firstPing is how long after its Welcome a connection is pinged first: between
+// half a heartbeat and a whole one, so that clients who came together are not
+// pinged together for ever.
+func (c *Control) firstPing() time.Duration {
+	return c.heartbeat - time.Duration(c.id%uint64(max(c.heartbeat/2, 1)))
+}
+
 // bye takes leave of the client and closes its connection.
 func (c *Control) bye(r *wire.Refusal, retryAfter time.Duration) {
 	if c.link != nil {
