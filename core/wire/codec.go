@@ -47,13 +47,11 @@ func NewReader(r io.Reader) *Reader {
 }
 
 // Await blocks until the next message begins, and leaves all of it to be read.
-// After an error that is temporary, such as a deadline, the Reader can be used
-// again.
+// Its error is that of the underlying reader as it is: a server awaits clients by
+// the thousand, and wording would take more memory than the waiting. After one
+// that is temporary, such as a deadline, the Reader can be used again.
 func (r *Reader) Await() error {
 	_, err := r.buf.Peek(1)
-	if err != nil && !errors.Is(err, io.EOF) {
-		return fmt.Errorf("await control message: %w", err)
-	}
 	return err
 }
 
