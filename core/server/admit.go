@@ -74,33 +74,48 @@ func (d *door) serve(ctx context.Context, ln net.Listener) {
 }
 
 // admit runs on the goroutine of a connection: handshake, Hello, which it tells
-// by greeted, and then the reading of all that follows.
+// by greeted, and a Control. All that follows is read on another goroutine, whose
+// stack has not grown with those.
 func (d *door) admit(ctx context.Context, conn net.Conn, greeted func()) {
-	defer conn.Close()
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetReadDeadline(time.Now()) })
-	defer stop()
+	end := func() {
+		stop()
+		_ = conn.Close()
+	}
+	c := d.bring(ctx, conn, greeted)
+	if c == nil {
+		end()
+		return
+	}
+	d.tidy.arrived()
+	d.tasks.Go(func() {
+		defer end()
+		d.read(ctx, c)
+	})
+}
+
+// bring gets a connection its Control; nil when it was refused, which the client
+// has been told.
+func (d *door) bring(ctx context.Context, conn net.Conn, greeted func()) *caller {
 	peer := peerOf(conn)
 	g, err := d.greet(ctx, conn, peer)
 	greeted()
 	if err != nil {
 		d.refusals.Log(slog.LevelInfo, "greet "+peer.Addr().String(), "control connection refused", "source", peer.String(), "reason", err.Error())
-		return
+		return nil
 	}
 	if refusal := d.identify(ctx, g); refusal != nil {
 		d.refusals.Log(slog.LevelWarn, "identify "+peer.Addr().String(), "client refused", "client", g.hello.GetName(), "source", peer.String(), "reason", refusal.GetReason())
 		g.link.finish(wire.NewGoodbye(refusal, 0).ServerMessage())
 		drain(g.link)
-		return
+		return nil
 	}
 	control, patience := d.hub.attach(ctx, g)
 	if control == 0 {
 		drain(g.link)
-		return
+		return nil
 	}
-	d.tidy.arrived()
-	c := caller{link: g.link, reader: g.reader, control: control, patience: patience, raw: rawOf(conn)}
-	g = nil // what brought the client here need not live as long as it stays
-	d.read(ctx, &c)
+	return &caller{link: g.link, reader: g.reader, control: control, patience: patience, raw: rawOf(conn)}
 }
 
 // arrival is a client that said Hello.

@@ -242,7 +242,7 @@ func (w *world) server(ctx context.Context, more string) (c *contestant, join []
 	if err != nil {
 		return c, nil, fmt.Errorf("make the server's folder: %w", err)
 	}
-	config, err := w.config(filepath.Base(state)+".toml", fmt.Sprintf(serverConfig, ctl, proxy, state)+more)
+	config, err := w.config("server.toml", fmt.Sprintf(serverConfig, ctl, proxy, state)+more)
 	if err != nil {
 		return c, nil, err
 	}

@@ -229,7 +229,7 @@ func visit(t *testing.T, to netip.AddrPort, sent string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	_ = conn.SetDeadline(time.Now().Add(30 * time.Second))
 	go func() {
 		_, _ = io.WriteString(conn, sent)
