@@ -28,9 +28,10 @@ const resultHelp = `With --json a load prints one object. A GB is 1e9 bytes.
                      processes: name, rss_bytes_per_connection, of which
                      anon_bytes_per_connection; descriptors and pipes, total growth
   clients            clients and tunnels (of all); cold_s, from the first dial until all
-                     tunnels were open; logins and registrations, with _per_s of
-                     cold_s; refusals (by code), failures (attempts without an
-                     answer), reconnects, resumed, first_failure; proxy_conns and
+                     tunnels were open; logins and registrations, in all, and of
+                     cold_s logins_per_s and registrations_per_s; refusals (by code),
+                     failures (attempts without an answer), reconnects, resumed (of
+                     the logins), first_failure; proxy_conns and
                      streams that were opened, and processes: name, rss_bytes_before,
                      rss_bytes_after and the growth for each client, with its tunnels,
                      rss_bytes_per_client, of which anon_bytes_per_client; descriptors,
