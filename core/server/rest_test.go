@@ -67,6 +67,21 @@ func TestMessagesInAnyPieces(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	// A tunnel is announced, and that is answered. So first what is not: nothing
+	// but these messages is on the way.
+	messages.Reset()
+	for _, m := range []*wire.ClientMessage{
+		(&wire.Pong{Nonce: 1}).ClientMessage(), (&wire.Pong{Nonce: 2}).ClientMessage(),
+		(&wire.RegisterTunnel{Spec: spec("alone", 0)}).ClientMessage(),
+	} {
+		if err := w.WriteClientMessage(m); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put(messages.Bytes())
+	if g := hear(p, (*wire.ServerMessage).GetTunnelRegistered); g.GetName() != "alone" {
+		t.Errorf("registered %v", g)
+	}
 	put(three("together"))
 	expect("three messages in a record")
 	for _, b := range three("apart") {
@@ -149,6 +164,9 @@ func TestTidyAfterARush(t *testing.T) {
 		check("the last of a rush", 0)
 		time.Sleep(calm)
 		check("after a rush", 1)
+		logins(rush/2, 0)
+		time.Sleep(time.Minute)
+		check("a few more", 1)
 		logins(10*rush, time.Millisecond)
 		check("during a rush", 1)
 		time.Sleep(time.Hour)
