@@ -5,6 +5,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -271,13 +272,13 @@ func (w *world) clientArgs(ctx context.Context, join []byte, more string) ([]str
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("write the client's configuration: %w: %s", err, out)
 	}
-	text, err := os.ReadFile(path)
+	file, err := os.OpenFile(path, os.O_APPEND|os.O_WRONLY, 0)
 	if err != nil {
-		return nil, fmt.Errorf("read the client's configuration: %w", err)
+		return nil, fmt.Errorf("open the client's configuration: %w", err)
 	}
-	tunnel := fmt.Sprintf("[[tunnel]]\nname = \"bench\"\nlocal = %q\n", w.served)
-	if _, err := w.config("client.toml", string(text)+more+tunnel); err != nil {
-		return nil, err
+	_, err = fmt.Fprintf(file, "%s[[tunnel]]\nname = \"bench\"\nlocal = %q\n", more, w.served)
+	if err := errors.Join(err, file.Close()); err != nil {
+		return nil, fmt.Errorf("complete the client's configuration: %w", err)
 	}
 	return []string{"run", "--config", path, "--log-level", "warn"}, nil
 }
