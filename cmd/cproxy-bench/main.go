@@ -33,9 +33,13 @@ A load without a tunnel, for comparison, needs one command:
 
   cproxy-bench bulk --serve 127.0.0.1:0
 
+A server's control plane is loaded without any tunnel's help:
+
+  cproxy-bench clients --join @join.txt --clients 2000 --tunnels 5 --pid server=123
+
 ` + resultHelp,
 	}
-	root.AddCommand(newServe(), newBulk(), newPingPong(), newChurn(), newIdle(), newMix(), newForward(),
+	root.AddCommand(newServe(), newBulk(), newPingPong(), newChurn(), newIdle(), newMix(), newForward(), newClients(),
 		cli.NewVersionCommand("cproxy-bench", cli.Version(version), wire.Version))
 	return root
 }

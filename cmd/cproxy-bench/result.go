@@ -27,6 +27,16 @@ const resultHelp = `With --json a load prints one object. A GB is 1e9 bytes.
   idle               connections, slab_bytes_per_connection (whole machine), and
                      processes: name, rss_bytes_per_connection, of which
                      anon_bytes_per_connection; descriptors and pipes, total growth
+  clients            clients and tunnels (of all); cold_s, from the first dial until all
+                     tunnels were open; logins and registrations, in all, and of
+                     cold_s logins_per_s and registrations_per_s; refusals (by code),
+                     failures (attempts without an answer), reconnects, resumed (of
+                     the logins), first_failure; proxy_conns and
+                     streams that were opened, and processes: name, rss_bytes_before,
+                     rss_bytes_after and the growth for each client, with its tunnels,
+                     rss_bytes_per_client, of which anon_bytes_per_client; descriptors,
+                     total growth; at rest cpu_percent, of one CPU, and
+                     cpu_percent_of_machine. seconds is how long it rested
   cpu                list of name, seconds, resolution_s and, where it makes sense,
                      per_unit with its unit: s/GB, us/round trip, us/connection. The
                      processes of --pid in their order, then "generator" (this
@@ -42,6 +52,7 @@ type result struct {
 	PingPong *pingPongResult `json:"pingpong,omitempty"`
 	Churn    *churnResult    `json:"churn,omitempty"`
 	Idle     *idleResult     `json:"idle,omitempty"`
+	Clients  *clientsResult  `json:"clients,omitempty"`
 	CPU      []cpuResult     `json:"cpu"`
 }
 
@@ -190,6 +201,9 @@ func (r *result) table(w io.Writer) error {
 		for _, p := range i.Processes {
 			row("memory of %s\t%.0f B each\tof which anonymous %.0f B; %d descriptors, %d pipes more", p.Name, p.RSS, p.Anonymous, p.Descriptors, p.Pipes)
 		}
+	}
+	if c := r.Clients; c != nil {
+		c.table(row)
 	}
 	for _, c := range r.CPU {
 		each := ""

@@ -45,6 +45,7 @@ type door struct {
 	slots         chan struct{}
 	room          *waitingRoom
 	tasks         *sync.WaitGroup
+	tidy          tidy
 }
 
 // serve accepts until the listener is closed.
@@ -73,17 +74,35 @@ func (d *door) serve(ctx context.Context, ln net.Listener) {
 }
 
 // admit runs on the goroutine of a connection: handshake, Hello, which it tells
-// by greeted, and then the reading of all that follows.
+// by greeted, and a Control. All that follows is read on another goroutine, whose
+// stack has not grown with those.
 func (d *door) admit(ctx context.Context, conn net.Conn, greeted func()) {
-	defer conn.Close()
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetReadDeadline(time.Now()) })
-	defer stop()
+	end := func() {
+		stop()
+		_ = conn.Close()
+	}
+	c := d.bring(ctx, conn, greeted)
+	if c == nil {
+		end()
+		return
+	}
+	d.tidy.arrived()
+	d.tasks.Go(func() {
+		defer end()
+		d.read(ctx, c)
+	})
+}
+
+// bring gets a connection its Control; nil when it was refused, which the client
+// has been told.
+func (d *door) bring(ctx context.Context, conn net.Conn, greeted func()) *caller {
 	peer := peerOf(conn)
 	g, err := d.greet(ctx, conn, peer)
 	greeted()
 	if err != nil {
 		d.refusals.Log(slog.LevelInfo, "greet "+peer.Addr().String(), "control connection refused", "source", peer.String(), "reason", err.Error())
-		return
+		return nil
 	}
 	if refusal := d.identify(ctx, g); refusal != nil {
 		d.refusals.Log(slog.LevelWarn, "identify "+peer.Addr().String(), "client refused", "client", g.hello.GetName(), "source", peer.String(), "reason", refusal.GetReason())
@@ -93,14 +112,14 @@ func (d *door) admit(ctx context.Context, conn net.Conn, greeted func()) {
 		}
 		g.link.finish(wire.NewGoodbye(refusal, retry).ServerMessage())
 		drain(g.link)
-		return
+		return nil
 	}
 	control, patience := d.hub.attach(ctx, g)
 	if control == 0 {
 		drain(g.link)
-		return
+		return nil
 	}
-	d.read(ctx, g, control, patience)
+	return &caller{link: g.link, reader: g.reader, control: control, patience: patience, raw: rawOf(conn)}
 }
 
 // arrival is a client that said Hello.
@@ -115,7 +134,8 @@ type arrival struct {
 
 // greet brings a connection to its Hello.
 func (d *door) greet(ctx context.Context, conn net.Conn, peer netip.AddrPort) (*arrival, error) {
-	if err := conn.SetDeadline(time.Now().Add(d.timeout)); err != nil {
+	deadline := time.Now().Add(d.timeout)
+	if err := conn.SetDeadline(deadline); err != nil {
 		return nil, fmt.Errorf("set deadline: %w", err)
 	}
 	if ctx.Err() != nil { // the end of ctx may have come before that deadline
@@ -125,7 +145,7 @@ func (d *door) greet(ctx context.Context, conn net.Conn, peer netip.AddrPort) (*
 	if err != nil {
 		return nil, fmt.Errorf("await handshake: %w", err)
 	}
-	secured, err := d.handshake(ctx, replay)
+	secured, err := d.handshake(ctx, replay, deadline)
 	if err != nil {
 		return nil, fmt.Errorf("handshake: %w", err)
 	}
@@ -153,8 +173,11 @@ func (d *door) greet(ctx context.Context, conn net.Conn, peer netip.AddrPort) (*
 }
 
 // handshake runs the TLS handshake in a slot, which it gives back when the
-// server's part is done: a peer that stops half-way holds none.
-func (d *door) handshake(ctx context.Context, conn net.Conn) (*tls.Conn, error) {
+// server's part is done: a peer that stops half-way holds none. The time for
+// which the peer waits for a slot is the server's, and put off its deadline: when
+// all clients come at once, none is refused for being late.
+func (d *door) handshake(ctx context.Context, conn net.Conn, deadline time.Time) (*tls.Conn, error) {
+	begun := time.Now()
 	select {
 	case d.slots <- struct{}{}:
 	case <-ctx.Done():
@@ -162,6 +185,12 @@ func (d *door) handshake(ctx context.Context, conn net.Conn) (*tls.Conn, error) 
 	}
 	release := sync.OnceFunc(func() { <-d.slots })
 	defer release()
+	if err := conn.SetDeadline(deadline.Add(time.Since(begun))); err != nil {
+		return nil, fmt.Errorf("set deadline: %w", err)
+	}
+	if ctx.Err() != nil { // as after accept
+		return nil, ctx.Err()
+	}
 	secured := tls.Server(&answering{Conn: conn, answered: release}, d.tls)
 	return secured, secured.HandshakeContext(ctx)
 }
@@ -233,37 +262,6 @@ func (d *door) identify(ctx context.Context, g *arrival) *wire.Refusal {
 		d.log.Error("authenticating a client failed", "client", g.hello.GetName(), "source", peer.String(), "error", err)
 		return wire.NewRefusal(wire.CodeUnavailable, "")
 	}
-}
-
-// read passes on what an admitted client sends until its connection ends. A
-// client that is silent for longer than patience is gone.
-func (d *door) read(ctx context.Context, g *arrival, control uint64, patience time.Duration) {
-	k := g.link
-	for {
-		_ = k.conn.SetReadDeadline(time.Now().Add(patience))
-		if ctx.Err() != nil {
-			break
-		}
-		m, err := g.reader.ReadClientMessage()
-		refusal := badMessage(err)
-		if err == nil {
-			if err = m.Validate(); err != nil {
-				refusal = wire.NewRefusal(wire.CodeProtocol, err.Error())
-			}
-		}
-		if refusal != nil {
-			k.finish(wire.NewGoodbye(refusal, 0).ServerMessage())
-			drain(k)
-		}
-		if err == nil && d.hub.tell(ctx, received{control, k, m}) {
-			continue
-		}
-		if err != nil && d.hub.tell(ctx, lost{control, k, k.why(err)}) {
-			return
-		}
-		break
-	}
-	drain(k) // while the hub says Goodbye to all
 }
 
 // drain waits until the link has said its last and closed the connection, or

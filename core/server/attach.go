@@ -10,7 +10,6 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
-	"github.com/cproxy/cproxy/core/frame"
 	"github.com/cproxy/cproxy/core/relay"
 	"github.com/cproxy/cproxy/core/wire"
 )
@@ -135,7 +134,7 @@ func (h *hub) newControl(key controlKey, inst instance, a *arrival) *Control {
 
 func (h *hub) session(id uint64, inst instance, epoch uint64) session {
 	secret := sessionKey(h.options.Secret, id, epoch)
-	return session{id: id, epoch: epoch, instance: inst, secret: secret, prefaces: frame.NewKey(secret)}
+	return session{id: id, epoch: epoch, instance: inst, secret: secret}
 }
 
 // takeOver moves name, ports and tunnels to a new instance of a client. The
@@ -160,7 +159,7 @@ func (h *hub) takeOver(c, old *Control, a *arrival) {
 // welcome tells a client what it got.
 func (h *hub) welcome(c *Control, a *arrival, resumed bool) {
 	c.link = a.link
-	c.nextPing = time.Now().Add(c.heartbeat)
+	c.nextPing = time.Now().Add(c.firstPing())
 	h.sweep.begin(min(sweepEvery, h.policy.Heartbeat))
 	open := c.open()
 	fit := fitting(open)

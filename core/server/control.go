@@ -29,7 +29,15 @@ type session struct {
 	epoch    uint64
 	instance instance
 	secret   []byte     // the session key
-	prefaces *frame.Key // made of it
+	prefaces *frame.Key // made of it when the first ProxyConn comes
+}
+
+// prefaceKey gives what signs the prefaces of the session.
+func (s *session) prefaceKey() *frame.Key {
+	if s.prefaces == nil {
+		s.prefaces = frame.NewKey(s.secret)
+	}
+	return s.prefaces
 }
 
 // Control is the server's state for one connected client. The hub's goroutine
@@ -109,6 +117,13 @@ func (c *Control) address() netip.Addr {
 // overtake what the CtlConn brings.
 func (c *Control) announce(t *Tunnel) {
 	c.send((&wire.Ping{Nonce: uint64(t.id)}).ServerMessage())
+}
+
+// firstPing is how long after its Welcome a connection is pinged first: between
+// half a heartbeat and a whole one, so that clients who came together are not
+// pinged together for ever.
+func (c *Control) firstPing() time.Duration {
+	return c.heartbeat - time.Duration(c.id%uint64(max(c.heartbeat/2, 1)))
 }
 
 // bye takes leave of the client and closes its connection.

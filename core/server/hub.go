@@ -254,7 +254,7 @@ func (h *hub) preface(ev relay.PrefaceReceived) {
 	case c == nil || p.Epoch != c.epoch:
 		err = errors.New("preface of an unknown or former session")
 	default:
-		if err = p.Verify(ev.Preface, c.prefaces, frame.Exporter{}); err == nil && !c.proxyIDs.accept(p.ProxyID) {
+		if err = p.Verify(ev.Preface, c.prefaceKey(), frame.Exporter{}); err == nil && !c.proxyIDs.accept(p.ProxyID) {
 			err = errors.New("preface was used before")
 		}
 	}
@@ -263,7 +263,7 @@ func (h *hub) preface(ev relay.PrefaceReceived) {
 		h.engine.Submit(relay.Close{Conn: ev.Conn})
 		return
 	}
-	h.engine.Submit(relay.Park{Conn: ev.Conn, Pool: c.pool, Ready: p.Ready(c.prefaces, frame.Exporter{})})
+	h.engine.Submit(relay.Park{Conn: ev.Conn, Pool: c.pool, Ready: p.Ready(c.prefaceKey(), frame.Exporter{})})
 }
 
 // needed asks the client for ProxyConns.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -59,7 +60,9 @@ func (s *Server) Run(ctx context.Context) error {
 	savePorts := s.keepPorts(ctx) // not before the control port is ours
 	s.hub.site.ctl = localOf(ctl)
 	s.hub.start.serving = func(at netip.AddrPort) {
-		tasks.Go(func() { s.door(&tasks).serve(ctx, ctl) })
+		d := s.door(&tasks)
+		tasks.Go(func() { d.serve(ctx, ctl) })
+		tasks.Go(func() { d.tidy.run(ctx, debug.FreeOSMemory) })
 		if s.options.Ready != nil {
 			s.options.Ready(localOf(ctl), at)
 		}
@@ -98,6 +101,7 @@ func (s *Server) door(tasks *sync.WaitGroup) *door {
 		refusals: logging.NewRateLimited(s.options.Log, 10*time.Second, 256),
 		slots:    make(chan struct{}, handshakeSlots),
 		room:     newWaitingRoom(maxUnadmitted),
+		tidy:     newTidy(),
 	}
 }
 

@@ -132,6 +132,7 @@ func (h *hub) tunnelListening(ev relay.Listening) {
 		return
 	}
 	t.addresses = ev.Addresses
+	t.listen.Ports = nil // dozens, which nobody asks for any more
 	h.maps.ports.opened(t.owner(), t.addresses[0].Port())
 	h.limit(t) // before visitors are let in
 	m := t.registered()

@@ -25,9 +25,9 @@ var (
 	ErrMalformed = errors.New("malformed control message")
 )
 
-// readBuffer is small on purpose: a server holds one per client, and most
-// messages are a few dozen bytes.
-const readBuffer = 1 << 10
+// readBuffer is small on purpose: a server holds one per client, most messages
+// are a few dozen bytes, and TLS has a buffer of its own beneath.
+const readBuffer = 128
 
 // Reader reads messages from a control connection. It is not safe for
 // concurrent use. It reads ahead, so nothing else may read from the same
@@ -44,6 +44,15 @@ type Reader struct {
 // NewReader returns a Reader of r. It does not own r.
 func NewReader(r io.Reader) *Reader {
 	return &Reader{buf: bufio.NewReaderSize(r, readBuffer)}
+}
+
+// Await blocks until the next message begins, and leaves all of it to be read.
+// Its error is that of the underlying reader as it is: a server awaits clients by
+// the thousand, and wording would take more memory than the waiting. After one
+// that is temporary, such as a deadline, the Reader can be used again.
+func (r *Reader) Await() error {
+	_, err := r.buf.Peek(1)
+	return err
 }
 
 // ReadClientMessage reads the next message of a client. The result is decoded

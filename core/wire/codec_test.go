@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
+	"os"
 	"runtime"
 	"strings"
 	"testing"
@@ -256,4 +257,47 @@ func TestWriteErrors(t *testing.T) {
 			t.Error("a string that is not UTF-8 was written")
 		}
 	})
+}
+
+// moody fails while it has an error.
+type moody struct {
+	r   io.Reader
+	err error
+}
+
+func (m *moody) Read(p []byte) (int, error) {
+	if m.err != nil {
+		return 0, m.err
+	}
+	return m.r.Read(p)
+}
+
+func TestAwait(t *testing.T) {
+	want := (&Pong{Nonce: 7}).ClientMessage()
+	conn := &moody{r: bytes.NewReader(encodeClient(t, want, want)), err: os.ErrDeadlineExceeded}
+	r := NewReader(conn)
+	await := func(want error) {
+		t.Helper()
+		for range 2 { // waiting takes nothing away
+			if err := r.Await(); !errors.Is(err, want) {
+				t.Fatalf("got %v, want %v", err, want)
+			}
+		}
+	}
+	read := func() {
+		t.Helper()
+		if got, err := r.ReadClientMessage(); err != nil || !proto.Equal(got, want) {
+			t.Fatalf("got %v, %v", got, err)
+		}
+	}
+	await(os.ErrDeadlineExceeded)
+	conn.err = nil
+	await(nil)
+	read()
+	conn.err = os.ErrDeadlineExceeded
+	await(nil) // the second was read ahead
+	read()
+	await(os.ErrDeadlineExceeded)
+	conn.err = nil
+	await(io.EOF)
 }

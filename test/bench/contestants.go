@@ -5,6 +5,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -24,6 +25,8 @@ type kind struct {
 type contestant struct {
 	kind
 	address   string
+	flags     []string // of cproxy-bench, instead of --target and the address
+	proxyPort string   // of a tunnel, or empty
 	processes []*process
 	pids      []string // NAME=PID of all that is charged
 }
@@ -56,11 +59,24 @@ func joins() []kind {
 // tunnels lead through two processes.
 func tunnels() []kind {
 	return []kind{
-		{name: "tunnel", title: "CProxy, server and client", start: startTunnel},
+		{name: "tunnel", title: "CProxy, server and client", start: startTunnel("")},
 		{name: "engine2", title: "two hops of CProxy's engine, no frames", start: hops(2, "engine")},
 		{name: "haproxy2", title: "two haproxy hops", start: haproxyHops(2), missing: noHAProxy},
 		{name: "frp", title: "frp without mux and TLS", start: startFRP, missing: noFRP},
 	}
+}
+
+// reuses are the tunnel with and without using ProxyConns twice.
+func reuses() []kind {
+	return []kind{
+		{name: "reuse", title: "CProxy, both sides as they come", start: startTunnel("")},
+		{name: "noreuse", title: "CProxy without reuse ([pool] max = 0 on both sides)", start: startTunnel("[pool]\nmax = 0\n")},
+	}
+}
+
+// controls are what clients without visitors are for.
+func controls() []kind {
+	return []kind{{name: "server", title: "CProxy's server", start: startServer}}
 }
 
 func noHAProxy(w *world) string {
@@ -201,48 +217,94 @@ state_dir = %[3]q
 level = "warn"
 `
 
-// startTunnel starts both daemons, with a token of their own.
-func startTunnel(ctx context.Context, w *world) (*contestant, error) {
-	c := &contestant{}
-	ctl, err := freePort()
+// startServer starts a server that a new token may join.
+func startServer(ctx context.Context, w *world) (*contestant, error) {
+	c, join, err := w.server(ctx, "")
 	if err != nil {
 		return c, err
+	}
+	file, err := w.config("join", string(join))
+	c.flags = []string{"--join", "@" + file}
+	return c, err
+}
+
+// server starts a server with more configuration, and makes a token for it.
+func (w *world) server(ctx context.Context, more string) (c *contestant, join []byte, err error) {
+	c = &contestant{}
+	ctl, err := freePort()
+	if err != nil {
+		return c, nil, err
 	}
 	proxy, err := freePort()
 	if err != nil {
-		return c, err
+		return c, nil, err
 	}
 	state, err := os.MkdirTemp(w.dir, "state-")
 	if err != nil {
-		return c, fmt.Errorf("make the server's folder: %w", err)
+		return c, nil, fmt.Errorf("make the server's folder: %w", err)
 	}
-	config, err := w.config("server.toml", fmt.Sprintf(serverConfig, ctl, proxy, state))
+	config, err := w.config("server.toml", fmt.Sprintf(serverConfig, ctl, proxy, state)+more)
 	if err != nil {
-		return c, err
+		return c, nil, err
 	}
 	var complaint bytes.Buffer
 	token := command(ctx, w.binary("cproxy-server"), "token", "add", "bench", "--config", config)
 	token.Stderr = &complaint
-	join, err := token.Output()
+	join, err = token.Output()
 	if err != nil {
-		return c, fmt.Errorf("make a token: %w: %s", err, complaint.String())
+		return c, nil, fmt.Errorf("make a token: %w: %s", err, complaint.String())
 	}
 	server, err := w.start(ctx, "cproxy-server", nil, w.binary("cproxy-server"), "run", "--config", config)
 	if err != nil {
-		return c, err
+		return c, nil, err
 	}
 	c.charge("server", server)
-	if err := server.awaitPort(ctx, "127.0.0.1:"+ctl); err != nil {
-		return c, err
+	c.address, c.proxyPort = "127.0.0.1:"+ctl, proxy
+	return c, join, server.awaitPort(ctx, c.address)
+}
+
+// clientArgs writes a configuration for the client, which has flags for the most
+// common settings only, and gives the arguments that use it.
+func (w *world) clientArgs(ctx context.Context, join []byte, more string) ([]string, error) {
+	path := filepath.Join(w.dir, "client.toml")
+	cmd := command(ctx, w.binary("cproxy-client"), "join", "-", "--force", "--config", path)
+	cmd.Stdin = bytes.NewReader(join)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("write the client's configuration: %w: %s", err, out)
 	}
-	client, err := w.start(ctx, "cproxy-client", bytes.NewReader(join), w.binary("cproxy-client"),
-		"tcp", w.served, "--name", "bench", "--join", "-", "--log-level", "warn")
+	file, err := os.OpenFile(path, os.O_APPEND|os.O_WRONLY, 0)
 	if err != nil {
+		return nil, fmt.Errorf("open the client's configuration: %w", err)
+	}
+	_, err = fmt.Fprintf(file, "%s[[tunnel]]\nname = \"bench\"\nlocal = %q\n", more, w.served)
+	if err := errors.Join(err, file.Close()); err != nil {
+		return nil, fmt.Errorf("complete the client's configuration: %w", err)
+	}
+	return []string{"run", "--config", path, "--log-level", "warn"}, nil
+}
+
+// startTunnel gives the start of both daemons, with more configuration for each.
+func startTunnel(more string) func(context.Context, *world) (*contestant, error) {
+	return func(ctx context.Context, w *world) (*contestant, error) {
+		c, join, err := w.server(ctx, more)
+		if err != nil {
+			return c, err
+		}
+		stdin := bytes.NewReader(join)
+		args := []string{"tcp", w.served, "--name", "bench", "--join", "-", "--log-level", "warn"}
+		if more != "" {
+			if args, err = w.clientArgs(ctx, join, more); err != nil {
+				return c, err
+			}
+		}
+		client, err := w.start(ctx, "cproxy-client", stdin, w.binary("cproxy-client"), args...)
+		if err != nil {
+			return c, err
+		}
+		c.charge("client", client)
+		c.address, err = client.awaitLine(ctx, "tunnel bench ready at ")
 		return c, err
 	}
-	c.charge("client", client)
-	c.address, err = client.awaitLine(ctx, "tunnel bench ready at ")
-	return c, err
 }
 
 const frpsConfig = `bindAddr = "127.0.0.1"

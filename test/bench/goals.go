@@ -15,10 +15,15 @@ type goal struct {
 }
 
 // The tables of goals.
+// poolMax is the default bound of idle ProxyConns (pool.max).
+const poolMax = 256
+
 const (
 	joinTable    = "One join, without frames"
 	tunnelTable  = "The whole tunnel"
 	framingTable = "What framing costs"
+	reuseTable   = "What reuse of ProxyConns saves"
+	controlTable = "The server with many clients"
 )
 
 // goals are the numbers that this project wants to reach.
@@ -58,6 +63,14 @@ func goals() []goal {
 
 		{framingTable, "tunnel-bulk1", "cpu", "CPU of both per GB", "tunnel", "engine2", 1.03, false},
 		{framingTable, "tunnel-ping64", "cpu", "CPU of both per round trip", "tunnel", "engine2", 1.0, false},
+
+		{reuseTable, "reuse-churn", "per_s", "connections per second", "reuse", "noreuse", 1.2, true},
+		{reuseTable, "reuse-churn", "tw_proxy", "sockets in TIME_WAIT at ProxyPort", "reuse", "", poolMax, false},
+
+		{controlTable, "control-clients", "cold", "seconds until all tunnels are open", "server", "", 30, false},
+		{controlTable, "control-clients", "refusals", "refusals", "server", "", 0, false},
+		{controlTable, "control-clients", "percent", "CPU at rest, % of one CPU", "server", "", 2, false},
+		{controlTable, "control-clients", "kib", "memory per client with its tunnels, KiB", "server", "", 30, false},
 	}
 }
 

@@ -6,15 +6,21 @@ import (
 	"encoding/json"
 	"fmt"
 	"strconv"
+	"time"
 )
 
 // load is one call of cproxy-bench.
 type load struct {
 	name, title string
 	args        []string
-	unit        string // of its CPU times; empty: seconds alone
-	extra       bool   // no goal depends on it: runs in the first rounds only
+	unit        string        // of its CPU times; empty: seconds alone
+	extra       bool          // no goal depends on it: runs in the first rounds only
+	waits       bool          // it leaves sockets in TIME_WAIT, which are counted
+	takes       time.Duration // longer than others
 }
+
+// clientsLimit is how long all clients may take to be served.
+const clientsLimit = time.Minute
 
 // extraRounds is in how many rounds extra loads run.
 const extraRounds = 2
@@ -42,6 +48,22 @@ func tunnelLoads() []load {
 		{name: "churn", title: "short connections, 64 in flight", args: []string{"churn"}, unit: "us/connection"},
 		{name: "ping1", title: "ping-pong, 1 connection, 64 B", args: []string{"pingpong", "--conns", "1"}, unit: "us/round trip", extra: true},
 		{name: "ping1000", title: "ping-pong, 1000 connections, 64 B", args: []string{"pingpong", "--conns", "1000"}, unit: "us/round trip", extra: true},
+	}
+}
+
+// reuseLoads show what it is worth to use a ProxyConn again.
+func reuseLoads() []load {
+	return []load{{name: "churn", title: "short connections, 64 in flight", args: []string{"churn"}, unit: "us/connection", waits: true}}
+}
+
+// clientsLoad is many clients without visitors.
+func clientsLoad(s settings) load {
+	return load{
+		name: "clients", title: "many clients with 5 tunnels each", takes: s.clientsRest + clientsLimit,
+		args: []string{
+			"clients", "--clients", strconv.Itoa(s.clients), "--tunnels", "5",
+			"--limit", clientsLimit.String(), "--settle", s.settle.String(), "--duration", s.clientsRest.String(),
+		},
 	}
 }
 
@@ -87,6 +109,16 @@ type measurement struct {
 			Pipes       float64 `json:"pipes"`
 		} `json:"processes"`
 	} `json:"idle"`
+	Clients *struct {
+		Cold      float64            `json:"cold_s"`
+		Refusals  map[string]float64 `json:"refusals"`
+		Failures  float64            `json:"failures"`
+		Processes []struct {
+			Name string  `json:"name"`
+			RSS  float64 `json:"rss_bytes_per_client"`
+			CPU  float64 `json:"cpu_percent"`
+		} `json:"processes"`
+	} `json:"clients"`
 	CPU []struct {
 		Name    string  `json:"name"`
 		Seconds float64 `json:"seconds"`
@@ -121,7 +153,25 @@ func parseMeasurement(b []byte) (metrics, error) {
 		m["per_s"], m["failed"], m["p50"], m["p99"] = c.Rate, c.Failed, c.P50, c.P99
 	}
 	v.idle(m)
+	v.clients(m)
 	return m, nil
+}
+
+// clients takes the numbers of the server alone.
+func (v *measurement) clients(m metrics) {
+	c := v.Clients
+	if c == nil {
+		return
+	}
+	m["cold"], m["refusals"], m["failures"] = c.Cold, 0, c.Failures
+	for _, n := range c.Refusals {
+		m["refusals"] += n
+	}
+	for _, p := range c.Processes {
+		if p.Name != serveName {
+			m["percent"], m["kib"] = p.CPU, p.RSS/1024
+		}
+	}
 }
 
 // idle sums the processes of a contestant up.

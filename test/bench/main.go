@@ -100,7 +100,7 @@ func (w *world) measureAndWrite(ctx context.Context) error {
 	}
 	defer serving.stop()
 	all := newResults()
-	if err := w.idlePhase(ctx, all); err != nil {
+	if err := w.freshPhase(ctx, all); err != nil {
 		return err
 	}
 	done, err := w.roundsPhase(ctx, all, started)

@@ -55,7 +55,7 @@ func (r *report) page(b *strings.Builder, notes string) {
 		"of the same round: median (least to largest). Less is better for CPU time, latency and\nmemory, more for rates. " +
 		"Forwarder CPU is user and system time of its processes.\n\n")
 	b.WriteString("![Ratios to the io.Copy forwarder and to two haproxy hops](benchmarks.svg)\n\n## Goals\n")
-	for _, table := range []string{joinTable, tunnelTable, framingTable} {
+	for _, table := range []string{joinTable, tunnelTable, framingTable, reuseTable, controlTable} {
 		r.goals(b, table)
 	}
 	b.WriteString("\n## Medians\n")
@@ -146,6 +146,13 @@ func columns() []struct{ metric, title string } {
 		{"pipes", "pipes in all"},
 		{"unconfirmed", "unconfirmed flows"},
 		{"failed", "failed"},
+		{"tw_proxy", "TIME_WAIT at ProxyPort"},
+		{"tw_local", "TIME_WAIT at LocalServer"},
+		{"cold", "cold start s"},
+		{"refusals", "refusals"},
+		{"failures", "failed attempts"},
+		{"percent", "CPU at rest %"},
+		{"kib", "KiB per client"},
 	}
 }
 
@@ -209,13 +216,9 @@ func (r *report) says(g group, l load, metric string) bool {
 func titleOf(name string) string {
 	for _, g := range slices.Backward(groups()) {
 		if rest, ok := strings.CutPrefix(name, g.prefix); ok {
-			suffix := ""
-			if g.prefix != "" {
-				suffix = " (tunnel)"
-			}
 			for _, l := range append(slices.Clone(g.loads), idleLoad(settings{})) {
 				if l.name == rest {
-					return l.title + suffix
+					return l.title + g.suffix
 				}
 			}
 		}
@@ -224,7 +227,7 @@ func titleOf(name string) string {
 }
 
 func contestantTitle(name string) string {
-	for _, k := range append(joins(), tunnels()...) {
+	for _, k := range slices.Concat(joins(), tunnels(), reuses(), controls()) {
 		if k.name == name {
 			return k.title
 		}

@@ -18,27 +18,38 @@ const runLimit = 60 * time.Second
 // apart from those of equal loads.
 type group struct {
 	prefix string
+	suffix string // tells its loads from equal ones in titles
 	kinds  []kind
 	loads  []load
+	alone  bool // its loads run once, each contestant by itself and fresh
+	busy   bool // idle connections say nothing new about its contestants
 }
 
 func groups() []group {
 	return []group{
 		{prefix: "", kinds: joins(), loads: joinLoads()},
-		{prefix: "tunnel-", kinds: tunnels(), loads: tunnelLoads()},
+		{prefix: "tunnel-", suffix: " (tunnel)", kinds: tunnels(), loads: tunnelLoads()},
+		{prefix: "reuse-", suffix: " (tunnel, with and without reuse)", kinds: reuses(), loads: reuseLoads(), busy: true},
+		{prefix: "control-", kinds: controls(), loads: []load{clientsLoad(settings{})}, alone: true},
 	}
 }
 
-// idlePhase measures idle connections, each contestant by itself and fresh: a
-// process that has been busy hides what connections take.
-func (w *world) idlePhase(ctx context.Context, all *results) error {
-	l := idleLoad(w.settings)
+// freshPhase measures idle connections and clients, each contestant by itself and
+// fresh: a process that has been busy hides what they take.
+func (w *world) freshPhase(ctx context.Context, all *results) error {
 	for _, g := range groups() {
+		l := idleLoad(w.settings)
+		switch {
+		case g.busy:
+			continue
+		case g.alone:
+			l = clientsLoad(w.settings)
+		}
 		for _, k := range g.kinds {
 			if k.name == "direct" || k.missing != nil && k.missing(w) != "" {
 				continue
 			}
-			w.say("idle: %s", k.title)
+			w.say("%s: %s", l.title, k.title)
 			c, err := w.begin(ctx, k, all)
 			if err == nil && c != nil {
 				err = w.run(ctx, g, c, l, 0, all)
@@ -90,6 +101,9 @@ func (w *world) roundsPhase(ctx context.Context, all *results, started time.Time
 		}
 	}()
 	for _, g := range groups() {
+		if g.alone {
+			continue
+		}
 		f := &field{group: g}
 		fields = append(fields, f)
 		for _, k := range g.kinds {
@@ -147,9 +161,13 @@ func (w *world) round(ctx context.Context, f *field, round int, all *results) er
 // run measures one load against one contestant. A load that fails is noted;
 // only an interruption is an error.
 func (w *world) run(ctx context.Context, g group, c *contestant, l load, round int, all *results) error {
-	limited, cancel := context.WithTimeout(ctx, w.settings.time+runLimit)
+	limited, cancel := context.WithTimeout(ctx, w.settings.time+runLimit+l.takes)
 	defer cancel()
-	args := slices.Concat(l.args, []string{"--json", "--target", c.address, "--pid", serveName + "=" + strconv.Itoa(w.serving.pid())})
+	flags := c.flags
+	if flags == nil {
+		flags = []string{"--target", c.address}
+	}
+	args := slices.Concat(l.args, []string{"--json"}, flags, []string{"--pid", serveName + "=" + strconv.Itoa(w.serving.pid())})
 	for _, pid := range c.pids {
 		args = append(args, "--pid", pid)
 	}
@@ -167,6 +185,9 @@ func (w *world) run(ctx context.Context, g group, c *contestant, l load, round i
 	if err != nil {
 		w.fail(all, fmt.Sprintf("round %d, %s, %s: %v: %s", round+1, l.title, c.title, err, lastLine(complaint.String())))
 		return nil
+	}
+	if l.waits && c.proxyPort != "" {
+		w.timeWaits(c, m)
 	}
 	all.add(key{g.prefix + l.name, c.name}, round, m)
 	return nil

@@ -29,6 +29,8 @@ type settings struct {
 
 	idleConns    int
 	settle, rest time.Duration
+	clients      int
+	clientsRest  time.Duration // more than a heartbeat of the server
 }
 
 func readSettings(getenv func(string) string) (settings, error) {
@@ -36,11 +38,13 @@ func readSettings(getenv func(string) string) (settings, error) {
 		rounds: 5, time: 1500 * time.Millisecond, limit: 14 * time.Minute, out: "docs",
 		install: getenv("BENCH_INSTALL") != "0", frp: getenv("BENCH_FRP"),
 		idleConns: 3000, settle: 1500 * time.Millisecond, rest: time.Second,
+		clients: 2000, clientsRest: 45 * time.Second,
 	}
 	if q := getenv("BENCH_QUICK"); q != "" && q != "0" {
 		s.quick = true
 		s.rounds, s.time, s.limit = 2, 150*time.Millisecond, 2*time.Minute
 		s.idleConns, s.settle, s.rest = 200, 200*time.Millisecond, 200*time.Millisecond
+		s.clients, s.clientsRest = 50, time.Second
 	}
 	var problems []error
 	if v := getenv("BENCH_ROUNDS"); v != "" {

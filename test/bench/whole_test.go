@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -25,6 +26,7 @@ func TestWholeRun(t *testing.T) {
 	w.settings = settings{
 		rounds: 1, time: 10 * time.Millisecond, limit: time.Hour, out: filepath.Join(w.dir, "out"),
 		idleConns: 20, settle: time.Millisecond, rest: time.Millisecond, quick: true,
+		clients: 5, clientsRest: 10 * time.Millisecond,
 	}
 	if err := w.build(t.Context()); err != nil {
 		t.Fatal(err)
@@ -49,7 +51,12 @@ func TestWholeRun(t *testing.T) {
 			t.Errorf("%s has %d rows; missing: %v", k.title, rows, absent)
 		}
 	}
-	for _, l := range append(joinLoads(), tunnelLoads()...) {
+	for _, k := range slices.Concat(reuses(), controls()) {
+		if n := strings.Count(page, "\n| "+k.title+" |"); n != 1 {
+			t.Errorf("%s has %d rows", k.title, n)
+		}
+	}
+	for _, l := range slices.Concat(joinLoads(), tunnelLoads(), reuseLoads(), []load{clientsLoad(settings{})}) {
 		if !l.extra && !strings.Contains(page, "### "+l.title) {
 			t.Errorf("no table of %s", l.title)
 		}

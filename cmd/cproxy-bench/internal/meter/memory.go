@@ -19,6 +19,8 @@ type Growth struct {
 	Anonymous   int64 // bytes
 	Descriptors int
 	Pipes       int
+	// RSSBefore is what it held then, in bytes.
+	RSSBefore uint64
 }
 
 // Memory compares footprints. It is a meter, too: its Begin and End enclose
@@ -38,9 +40,15 @@ func (m *Memory) Before() (err error) {
 	return err
 }
 
+// During takes the footprints to compare.
+func (m *Memory) During() (err error) {
+	m.during, m.slabDuring, err = m.look()
+	return err
+}
+
 // Begin takes the footprints to compare, and starts measuring CPU time.
-func (m *Memory) Begin() (err error) {
-	if m.during, m.slabDuring, err = m.look(); err != nil {
+func (m *Memory) Begin() error {
+	if err := m.During(); err != nil {
 		return err
 	}
 	return m.Meter.Begin()
@@ -89,6 +97,7 @@ func (m *Memory) Growths() []Growth {
 			Name: p.Name,
 			RSS:  int64(d.RSS) - int64(b.RSS), Anonymous: int64(d.Anonymous) - int64(b.Anonymous),
 			Descriptors: d.Descriptors - b.Descriptors, Pipes: d.Pipes - b.Pipes,
+			RSSBefore: b.RSS,
 		})
 	}
 	return all
