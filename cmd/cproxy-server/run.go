@@ -90,6 +90,7 @@ func (d *daemon) newServer(id *identity.ServerIdentity, tokens *identity.Provide
 	o := server.Options{
 		CtlListen: d.cfg.CtlListen, ProxyListen: d.cfg.ProxyListen,
 		TLS: identity.ServerTLS(id, wire.ALPN), Loops: loops, Policy: policyOf(d.cfg),
+		Descriptors:   cli.Descriptors(),
 		Authenticator: server.Tokens(tokens), Revoked: tokens.Revoked(),
 		Version: cli.Version(version), Log: d.log,
 		Ready: func(ctl, proxy netip.AddrPort) {

@@ -27,7 +27,7 @@ func serverKeys() []key {
 		{path: "limits.ports", kind: kindPorts, initial: "1024-65535", help: "Public ports that tunnels may use."},
 		{path: "limits.max_tunnels_per_client", kind: kindInt, initial: "100", min: "0", max: "1000000", help: "Tunnels of one client; 0 is unlimited."},
 		{path: "limits.max_conns_per_tunnel", kind: kindInt, initial: "0", min: "0", max: "1000000000", help: "Simultaneous PublicConns of one tunnel, more are reset; 0 is unlimited."},
-		{path: "limits.max_conns", kind: kindInt, initial: "0", min: "0", max: "1000000000", help: "Simultaneous PublicConns of the whole server, more are reset; 0 is unlimited (descriptors are the bound)."},
+		{path: "limits.max_conns", kind: kindInt, initial: "0", min: "0", max: "1000000000", help: "Simultaneous PublicConns of the whole server, more are reset. The smaller of this and what the open files allow counts (see below); 0 leaves it to them."},
 		{path: "limits.rate_up", kind: kindRate, initial: "0", help: "What the visitors of one tunnel may send together; 0 is unlimited. The smaller of this and the token's `rate_up` counts."},
 		{path: "limits.rate_down", kind: kindRate, initial: "0", help: "What the visitors of one tunnel may be sent together; 0 is unlimited. The smaller of this and the token's `rate_down` counts."},
 		{path: "pool.max", kind: kindInt, initial: "256", min: "0", max: "65536", help: "Idle ProxyConns kept for one client; 0 keeps none, so each visitor waits for a new one. The smaller of both sides counts."},

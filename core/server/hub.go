@@ -80,6 +80,7 @@ type site struct {
 	ephemeral    identity.PortRange
 	ctl          netip.AddrPort
 	proxyAddress string // of the proxy port, as the Welcome gives it
+	room         room
 }
 
 // maps are the hub's indexes.
@@ -112,7 +113,7 @@ func newHub(o *Options, e engine) *hub {
 		options: o, engine: e, log: o.Log,
 		in: make(chan request), policies: make(chan Policy),
 		refusals: logging.NewRateLimited(o.Log, 10*time.Second, 256),
-		policy:   o.Policy, site: site{ephemeral: ephemeralPorts()},
+		policy:   o.Policy, site: site{ephemeral: ephemeralPorts(), room: o.room()},
 		maps: maps{
 			controls: make(map[controlKey]*Control), byID: make(map[uint64]*Control), instances: make(map[instance]*Control),
 			pools: make(map[relay.PoolID]*Control), tunnels: make(map[relay.TunnelID]*Tunnel), closing: make(map[relay.TunnelID]*departure),
@@ -221,9 +222,9 @@ func (h *hub) refused(ev relay.Refused) {
 		h.log.Debug("visitor left before its stream began", "tunnel", h.tunnelName(ev.Tunnel), "source", ev.Source.String())
 		return
 	}
-	advice := "the client may be away or overloaded"
+	advice := "the client may be away or overloaded, or cannot reach the proxy port (proxy_listen)"
 	if ev.Reason == relay.ConnLimit {
-		advice = "raise limits.max_conns or limits.max_conns_per_tunnel if this is not an attack"
+		advice = h.limitAdvice()
 	}
 	h.refusals.Log(slog.LevelWarn, fmt.Sprintf("refused %d %d", ev.Tunnel, ev.Reason), "visitor refused",
 		"tunnel", h.tunnelName(ev.Tunnel), "source", ev.Source.String(), "reason", ev.Reason.String(), "advice", advice)
@@ -275,7 +276,7 @@ func (h *hub) needed(ev relay.Needed) {
 // the limits forbid from now on is refused from now on.
 func (h *hub) apply(p Policy) {
 	h.policy = p
-	h.engine.Submit(relay.Configure{Settings: p.Relay})
+	h.engine.Submit(relay.Configure{Settings: h.site.room.settings(p.Relay)})
 	for _, c := range h.maps.controls {
 		h.openPool(c)
 	}
@@ -329,6 +330,7 @@ func (h *hub) tick(now time.Time) {
 			c.send((&wire.Ping{}).ServerMessage())
 		}
 	}
+	h.fit()
 	h.stock(now)
 	for id, until := range h.maps.ousted {
 		if now.After(until) {

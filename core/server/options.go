@@ -20,6 +20,9 @@ type Options struct {
 	ProxyListen string // host:port of the proxy port; the host is an address or empty
 	TLS         *tls.Config
 	Loops       int // event loops, at least 1
+	// Descriptors is how many files the process may have open (RLIMIT_NOFILE).
+	// Visitors are bounded so that their ProxyConns find one; 0 leaves that out.
+	Descriptors int
 	Policy      Policy
 	// Secret is what session keys are derived from; 32 random bytes.
 	Secret        [32]byte
@@ -89,6 +92,13 @@ func (t tokens) Authenticate(_ context.Context, l Login) (Identity, error) {
 		return Identity{}, err
 	}
 	return Identity{Subject: token.Name, Grants: token.Grants}, nil
+}
+
+// room is what there is before the first client.
+func (o *Options) room() room {
+	r := room{descriptors: o.Descriptors, loops: o.Loops}
+	r.fit(0, 0)
+	return r
 }
 
 func (o *Options) check() error {

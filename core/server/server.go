@@ -29,7 +29,8 @@ func New(o Options) (*Server, error) {
 	if o.Policy.HandshakeTimeout == 0 {
 		o.Policy.HandshakeTimeout = defaultHandshakeTimeout
 	}
-	s := &Server{options: o, engine: relay.New(relay.Options{Loops: o.Loops, Settings: o.Policy.Relay})}
+	room := o.room()
+	s := &Server{options: o, engine: relay.New(relay.Options{Loops: o.Loops, Settings: room.settings(o.Policy.Relay)})}
 	s.hub = newHub(&s.options, s.engine)
 	return s, nil
 }
