@@ -79,6 +79,9 @@ type StreamEnded struct {
 	Up, Down uint64
 	Duration time.Duration
 	Reason   Reason
+	// Err says more about a DialError of this side: the errno of the address
+	// tried last, or ErrNoAddress. Nil otherwise.
+	Err error
 }
 
 // Refused reports a PublicConn that never became a stream.
