@@ -22,8 +22,9 @@ func newCheck() *cobra.Command {
 		Use:   "check",
 		Short: "Check the configuration, and on request the way to the server",
 		Long: `Checks the configuration without using it. All mistakes are reported at once,
-with exit code 2. With --connect it also logs in to the server once, under a name
-of its own so that a running client is not disturbed; no tunnel is registered.`,
+with exit code 2. With --connect it also logs in to the server once and opens one
+data connection, and says which of the two ports is at fault. It takes a name of
+its own so that a running client is not disturbed; no tunnel is registered.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := s.loadOrExplain(cmd.ErrOrStderr())
@@ -43,7 +44,7 @@ of its own so that a running client is not disturbed; no tunnel is registered.`,
 	}
 	s.addConfig(cmd)
 	s.addFlag(cmd, "server", "server", "check with this `HOST:PORT` instead of the configured one")
-	cmd.Flags().BoolVar(&connect, "connect", false, "log in to the server once")
+	cmd.Flags().BoolVar(&connect, "connect", false, "log in to the server and open one data connection")
 	return cmd
 }
 

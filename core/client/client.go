@@ -112,23 +112,6 @@ func (c *Client) Reconfigure(r Reloadable) error {
 	return nil
 }
 
-// Check logs in to the server once and leaves again, registering nothing. Its
-// errors are those of one attempt; [IsRefused] tells whether trying again is
-// useless. The server takes a client of the same token and name for its
-// successor, so a check beside a running client needs another name.
-func (c *Client) Check(ctx context.Context) error {
-	a := c.connect(ctx, c.firstLogin())
-	if a.err != nil {
-		return a.err
-	}
-	defer a.conn.close()
-	a.conn.setWriteDeadline(c.timing.farewell)
-	if err := a.conn.writer.WriteClientMessage(done().ClientMessage()); err != nil {
-		return fmt.Errorf("take leave of the server: %w", err)
-	}
-	return nil
-}
-
 func (c *Client) firstLogin() login {
 	return login{access: c.options.Reloadable, epoch: 1}
 }
