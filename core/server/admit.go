@@ -41,6 +41,7 @@ type door struct {
 	hub           *hub
 	log           *slog.Logger
 	refusals      *logging.RateLimited
+	logins        *logging.RateLimited // refused ones
 	failures      *failures
 	slots         chan struct{}
 	room          *waitingRoom
@@ -49,6 +50,8 @@ type door struct {
 
 // serve accepts until the listener is closed.
 func (d *door) serve(ctx context.Context, ln net.Listener) {
+	defer d.logins.Flush()
+	defer d.refusals.Flush()
 	for {
 		conn, err := ln.Accept()
 		if errors.Is(err, net.ErrClosed) {
@@ -86,7 +89,7 @@ func (d *door) admit(ctx context.Context, conn net.Conn, greeted func()) {
 		return
 	}
 	if refusal := d.identify(ctx, g); refusal != nil {
-		d.refusals.Log(slog.LevelWarn, "identify "+peer.Addr().String(), "client refused", "client", g.hello.GetName(), "source", peer.String(), "reason", refusal.GetReason())
+		d.logRefused(g.hello, peer, refusal)
 		g.link.finish(wire.NewGoodbye(refusal, 0).ServerMessage())
 		drain(g.link)
 		return

@@ -54,7 +54,7 @@ func (a attachment) handle(h *hub) {
 	c, refusal, retry := h.admit(a.arrival)
 	if refusal != nil {
 		h.refusals.Log(slog.LevelInfo, "attach "+a.link.peer.Addr().String(), "client refused",
-			"client", a.hello.GetName(), "source", a.link.peer.String(), "reason", refusal.GetReason())
+			refusedLogin(a.hello, a.link.peer, refusal)...)
 		a.link.finish(wire.NewGoodbye(refusal, retry).ServerMessage())
 		a.reply <- admitted{}
 		return

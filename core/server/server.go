@@ -95,6 +95,7 @@ func (s *Server) door(tasks *sync.WaitGroup) *door {
 		tls: s.options.TLS, authenticator: s.options.Authenticator, timeout: s.options.Policy.HandshakeTimeout,
 		hub: s.hub, log: s.options.Log, failures: newFailures(), tasks: tasks,
 		refusals: logging.NewRateLimited(s.options.Log, 10*time.Second, 256),
+		logins:   logging.NewRateLimited(s.options.Log, 10*time.Second, maxRefusedKeys),
 		slots:    make(chan struct{}, handshakeSlots),
 		room:     newWaitingRoom(maxUnadmitted),
 	}
