@@ -120,17 +120,10 @@ func topKeys(file string, data []byte) (map[string]keyPlace, topBounds, error) {
 				continue
 			}
 			line := 1 + bytes.Count(data[:start], []byte("\n"))
-			value := node.Value()
 			if _, again := found[name]; again {
 				return nil, bounds, fmt.Errorf("%s:%d: %s stands there twice: remove one of the two", file, line, name)
 			}
-			found[name] = keyPlace{value: value.Raw, whole: unstable.Range{Offset: start, Length: value.Raw.Offset + value.Raw.Length - start}}
-			if value.Kind != unstable.String || value.Raw.Length == 0 {
-				delete(found, name)
-				if known, ok := keyKind(name); ok && known == kindString {
-					return nil, bounds, fmt.Errorf("%s:%d: %s: must be a text in quotes: correct it", file, line, name)
-				}
-			}
+			found[name] = place(data, start, key.Node().Raw, node.Raw)
 		}
 	}
 	if err := p.Error(); err != nil {
@@ -139,17 +132,13 @@ func topKeys(file string, data []byte) (map[string]keyPlace, topBounds, error) {
 	return found, bounds, nil
 }
 
-// keyKind is the kind of a key of the client.
-func keyKind(path string) (kind, bool) {
-	for _, k := range clientKeys() {
-		if k.path == path {
-			if k.kind == kindSecret {
-				return kindString, true
-			}
-			return k.kind, true
-		}
-	}
-	return 0, false
+// place finds the value in a key's expression.
+func place(data []byte, start uint32, key, whole unstable.Range) keyPlace {
+	end := whole.Offset + whole.Length
+	value := key.Offset + key.Length
+	value += uint32(bytes.IndexByte(data[value:end], '=')) + 1
+	value += uint32(len(data[value:end]) - len(bytes.TrimLeft(data[value:end], " \t")))
+	return keyPlace{whole: unstable.Range{Offset: start, Length: end - start}, value: unstable.Range{Offset: value, Length: end - value}}
 }
 
 // commented puts a # before every line of a range.
