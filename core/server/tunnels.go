@@ -126,7 +126,7 @@ func (h *hub) tunnelListening(ev relay.Listening) {
 			delete(c.tunnels, t.name())
 		}
 		refusal := listenRefusal(ev.Err, t.asked())
-		h.log.Warn("tunnel refused", "tunnel", t.name(), "client", c.key.name, "control", c.id, "error", ev.Err)
+		h.log.Warn("tunnel refused", append([]any{"tunnel", t.name(), "client", c.key.name, "control", c.id, "error", ev.Err}, h.holder(t, ev.Err)...)...)
 		c.send((&wire.TunnelRejected{Name: t.name(), Refusal: refusal}).ServerMessage())
 		return
 	}
