@@ -74,6 +74,7 @@ func policyOf(cfg *config.Server) server.Policy {
 	for _, r := range cfg.Limits.Ports {
 		p.Ports = append(p.Ports, identity.PortRange(r))
 	}
+	p.ProxyAdvertise = cfg.ProxyAdvertise
 	p.Relay.Wait = cfg.Timeouts.Connect
 	p.Relay.HalfClose = cfg.Timeouts.HalfClose
 	p.Relay.Idle = cfg.Timeouts.Idle

@@ -19,6 +19,7 @@ func serverKeys() []key {
 		{path: "ctl_listen", kind: kindString, initial: ":7000", restart: true, help: "Address for control connections (CtlPort). Port 0 lets the kernel pick one."},
 		{path: "proxy_listen", kind: kindString, initial: ":7001", restart: true, help: "Address for data connections (ProxyPort). Port 0 lets the kernel pick one."},
 		{path: "advertise", kind: kindString, computed: "FQDN and CtlPort", help: "`host:port` under which clients reach CtlPort; written into join strings."},
+		{path: "proxy_advertise", kind: kindString, computed: "ProxyPort beside CtlPort", help: "`host:port` at which clients reach ProxyPort, where it is not the port that is listened on: behind NAT, in a container. Counts from a client's next connection on."},
 		{path: "public_bind", kind: kindAddrs, initial: "::", help: "Addresses on which public ports of tunnels open; `::` takes IPv4 as well. A change applies to tunnels registered afterwards."},
 		{path: "state_dir", kind: kindString, initial: "/var/lib/cproxy", restart: true, help: "Absolute path of the folder for identity and tokens; belongs to the service user."},
 		{path: "tokens_file", kind: kindString, computed: "`tokens.toml` in `state_dir`", restart: true, help: "File with the tokens of clients; re-read by itself when it changes."},

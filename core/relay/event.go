@@ -140,6 +140,7 @@ const (
 	PrefaceTimeout                     // the preface did not come in time
 	Missed                             // heartbeats were missed
 	PeerDead                           // what waited for a peer was not acknowledged in time: see Settings.Dead
+	TLSPreface                         // the first byte was that of TLS, which this port does not speak
 	Closed                             // a conn without a stream was superfluous, or not worth waiting for
 )
 
@@ -149,7 +150,7 @@ var reasonNames = [...]string{
 	ProtocolError: "protocol error", DialError: "local service unreachable", UnknownTunnel: "unknown tunnel",
 	IdleTimeout: "idle timeout", HalfCloseTimeout: "half-close timeout", WaitTimeout: "no proxy connection in time",
 	ConnLimit: "connection limit", NoDescriptors: "out of descriptors", Cut: "cut", Stopped: "stopped", VisitorLeft: "visitor left",
-	BadPreface: "bad preface", PrefaceTimeout: "preface timeout", Missed: "heartbeats missed", PeerDead: "peer dead", Closed: "closed",
+	BadPreface: "bad preface", PrefaceTimeout: "preface timeout", Missed: "heartbeats missed", PeerDead: "peer dead", TLSPreface: "bad preface: it looks like TLS", Closed: "closed",
 }
 
 // String gives the words used in logs and metrics.

@@ -79,7 +79,8 @@ type start struct {
 type site struct {
 	ephemeral    identity.PortRange
 	ctl          netip.AddrPort
-	proxyAddress string // of the proxy port, as the Welcome gives it
+	proxy        netip.AddrPort // of the proxy port
+	proxyAddress string         // the same as the Welcome gives it
 	room         room
 }
 
@@ -208,7 +209,7 @@ func (h *hub) event(ev relay.Event) {
 		h.log.Debug("stream ended", "tunnel", h.tunnelName(ev.Tunnel), "source", ev.Source.String(),
 			"up", ev.Up, "down", ev.Down, "duration", ev.Duration, "reason", ev.Reason.String())
 	case relay.PrefaceFailed:
-		h.refusals.Log(slog.LevelInfo, "preface "+ev.Peer.Addr().String(), "proxy connection refused", "source", ev.Peer.String(), "reason", ev.Reason.String())
+		h.prefaceFailed(ev)
 	case relay.Refused:
 		h.refused(ev)
 	case relay.Exhausted:
@@ -261,6 +262,15 @@ func (h *hub) preface(ev relay.PrefaceReceived) {
 	h.engine.Submit(relay.Park{Conn: ev.Conn, Pool: c.pool, Ready: p.Ready(c.prefaces, frame.Exporter{})})
 }
 
+// prefaceFailed logs a conn on the proxy port that did not come to be verified.
+func (h *hub) prefaceFailed(ev relay.PrefaceFailed) {
+	args := []any{"source", ev.Peer.String(), "reason", ev.Reason.String()}
+	if ev.Reason == relay.TLSPreface {
+		args = append(args, "advice", "if this is a client of yours, its `server` wants the address of ctl_listen, not of proxy_listen")
+	}
+	h.refusals.Log(slog.LevelInfo, "preface "+ev.Peer.Addr().String(), "proxy connection refused", args...)
+}
+
 // needed asks the client for ProxyConns.
 func (h *hub) needed(ev relay.Needed) {
 	c := h.maps.pools[ev.Pool]
@@ -276,6 +286,7 @@ func (h *hub) needed(ev relay.Needed) {
 // the limits forbid from now on is refused from now on.
 func (h *hub) apply(p Policy) {
 	h.policy = p
+	h.site.proxyAddress = h.reachable()
 	h.engine.Submit(relay.Configure{Settings: h.site.room.settings(p.Relay)})
 	for _, c := range h.maps.controls {
 		h.openPool(c)

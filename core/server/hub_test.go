@@ -243,6 +243,7 @@ func TestReportsOfTheEngine(t *testing.T) {
 		{relay.Refused{Source: source, Reason: relay.WaitTimeout}, []string{"visitor refused", "away or overloaded"}},
 		{relay.Refused{Source: source, Reason: relay.VisitorLeft}, []string{"level=DEBUG", "visitor left"}},
 		{relay.PrefaceFailed{Peer: source, Reason: relay.BadPreface}, []string{"proxy connection refused", "192.0.2.7:9", "bad preface"}},
+		{relay.PrefaceFailed{Peer: source, Reason: relay.TLSPreface}, []string{"192.0.2.7:9", "looks like TLS", "address of ctl_listen"}},
 		{relay.Exhausted{Err: errors.New("too many open files")}, []string{"level=ERROR", "LimitNOFILE", "too many open files"}},
 		{relay.StreamEnded{Tunnel: 5, Source: source, Up: 3, Reason: relay.Done}, []string{"stream ended", "up=3", "done"}},
 	}

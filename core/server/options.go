@@ -39,6 +39,9 @@ type Options struct {
 // Policy is the part of the configuration that Reconfigure replaces while the
 // server runs.
 type Policy struct {
+	// ProxyAdvertise is the host:port at which clients reach the proxy port, which
+	// counts from their next connection on; empty: where it listens.
+	ProxyAdvertise   string
 	PublicBind       []netip.Addr // where tunnels listen that do not ask for an address
 	Ports            []identity.PortRange
 	MaxTunnels       int           // per client; 0: no limit

@@ -107,12 +107,22 @@ func (h *hub) proxyListening(ev relay.Listening) {
 		h.start.failed = fmt.Errorf("open the proxy port: %w", ev.Err)
 		return
 	}
-	at := ev.Addresses[0]
-	h.site.proxyAddress = fmt.Sprintf(":%d", at.Port())
-	if ip := at.Addr(); !ip.IsUnspecified() && ip != h.site.ctl.Addr() {
-		h.site.proxyAddress = at.String() // clients would look for it beside the control port
+	h.site.proxy = ev.Addresses[0]
+	h.site.proxyAddress = h.reachable()
+	h.start.serving(h.site.proxy)
+}
+
+// reachable is where clients find the proxy port: as the policy says, or beside
+// the control port unless it listens elsewhere.
+func (h *hub) reachable() string {
+	if h.policy.ProxyAdvertise != "" {
+		return h.policy.ProxyAdvertise
 	}
-	h.start.serving(at)
+	at := h.site.proxy
+	if ip := at.Addr(); !ip.IsUnspecified() && ip != h.site.ctl.Addr() {
+		return at.String() // clients would look for it beside the control port
+	}
+	return fmt.Sprintf(":%d", at.Port())
 }
 
 // proxyListen resolves the address of the proxy port.

@@ -145,6 +145,7 @@ func inWorld(t *testing.T, p Policy, test func(w *world)) {
 			TLS: serverTLS(), Policy: p, Authenticator: w.guard, Revoked: w.revoked, Version: "test", Log: w.log.logger(), Secret: [32]byte{7},
 		}}
 		s.hub = newHub(&s.options, w.engine)
+		s.hub.site.proxy = netip.AddrPortFrom(netip.IPv6Unspecified(), 7001)
 		s.hub.site.proxyAddress = ":7001"
 		s.hub.site.ephemeral = identity.PortRange{First: 32768, Last: 60999}
 		w.hub, w.door = s.hub, s.door(&w.tasks)
