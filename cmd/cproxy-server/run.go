@@ -94,7 +94,7 @@ func (d *daemon) newServer(id *identity.ServerIdentity, tokens *identity.Provide
 		CtlListen: d.cfg.CtlListen, ProxyListen: d.cfg.ProxyListen,
 		TLS: identity.ServerTLS(id, wire.ALPN), Loops: loops, Policy: policyOf(d.cfg),
 		Descriptors:   cli.Descriptors(),
-		Authenticator: server.Tokens(tokens), Revoked: tokens.Revoked(),
+		Authenticator: server.Tokens(tokens), Revoked: tokens.Revoked(), Regranted: tokens.Regranted(),
 		Version: cli.Version(version), Log: d.log,
 		Ready: func(ctl, proxy netip.AddrPort) {
 			d.log.Info("ready", "ctl", ctl.String(), "proxy", proxy.String(), "pin", id.Pin().String(), "version", cli.Version(version))

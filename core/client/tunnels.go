@@ -197,7 +197,7 @@ func (o *owner) rejected(r *wire.TunnelRejected) error {
 		return nil
 	}
 	t.refused = true
-	o.log.Error("tunnel refused; it is not asked for again before a reload or a new connection",
+	o.log.Error("tunnel refused; it opens by itself once the server allows it, and is asked for again after a reload or a new connection",
 		"tunnel", r.GetName(), "control", o.session.control, "error", r.Err())
 	if o.link.first && !slices.ContainsFunc(o.tunnels.all(), func(t *tunnel) bool { return !t.refused }) {
 		return fmt.Errorf("register tunnel %s (no other was accepted): %w", r.GetName(), r.Err())

@@ -85,7 +85,7 @@ func TestClientOneProblem(t *testing.T) {
 		{"tunnel type", minimal + tunnel + "type = \"udp\"\n", `client.toml:7: tunnel.type: must be "tcp", the only type; remove the key or correct it; got "udp"`},
 		{"another program's tunnels", minimal + "[[proxies]]\nname = \"web\"\n", `client.toml:4: proxies: unknown key; write a [[tunnel]] table`},
 		{"another program's server", "serverAddr = \"x\"\n" + minimal, `client.toml:1: serverAddr: unknown key; write server =`},
-		{"rate", minimal + tunnel + "rate_down = \"1MB\"\n", `client.toml:7: tunnel.rate_down: unknown key; the server sets rates: for a token with `+"`cproxy-server token add --rate-down`"},
+		{"rate", minimal + tunnel + "rate_down = \"1MB\"\n", `client.toml:7: tunnel.rate_down: unknown key; the server sets rates: for a token with ` + "`cproxy-server token add --rate-down`"},
 		{"tunnel key", minimal + tunnel + "remote-port = 5\n", `client.toml:7: tunnel.remote-port: unknown key; did you mean tunnel.remote_port?`},
 		{"tunnel empty bind", minimal + tunnel + "bind = []\n", `client.toml:7: tunnel.bind: is empty`},
 		{"tunnel bad bind", minimal + tunnel + "bind = [\n\"::\",\n\"x\"]\n", `client.toml:9: tunnel.bind: must be an IP address`},

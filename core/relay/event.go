@@ -89,6 +89,7 @@ type Refused struct {
 	Tunnel TunnelID
 	Source netip.AddrPort
 	Reason Reason
+	Whole  bool // the ConnLimit is Settings.MaxConns, not one of the tunnel
 }
 
 // Exhausted says that accepting failed for want of descriptors or memory;

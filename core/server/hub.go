@@ -95,7 +95,8 @@ type maps struct {
 	ousted    map[instance]time.Time   // superseded clients, until when they are refused
 	former    map[relay.PoolID]*former // closed pools with streams that run on
 	revoked   map[string]uint64        // subjects, by the revocation that named them
-	next      uint64                   // last pool or tunnel number given
+	denied    denials
+	next      uint64 // last pool or tunnel number given
 }
 
 // former is a pool whose Control is gone. A revocation still cuts its streams.
@@ -119,7 +120,8 @@ func newHub(o *Options, e engine) *hub {
 			controls: make(map[controlKey]*Control), byID: make(map[uint64]*Control), instances: make(map[instance]*Control),
 			pools: make(map[relay.PoolID]*Control), tunnels: make(map[relay.TunnelID]*Tunnel), closing: make(map[relay.TunnelID]*departure),
 			ousted: make(map[instance]time.Time), former: make(map[relay.PoolID]*former), revoked: make(map[string]uint64),
-			next: uint64(proxyDoor),
+			denied: make(denials),
+			next:   uint64(proxyDoor),
 		},
 	}
 }
@@ -151,6 +153,8 @@ func (h *hub) run(ctx context.Context) error {
 			}
 		case names := <-h.options.Revoked:
 			h.revoke(names)
+		case changed := <-h.options.Regranted:
+			h.regrant(changed)
 		case p := <-h.policies:
 			h.apply(p)
 		case now := <-h.sweep.C:
@@ -225,9 +229,9 @@ func (h *hub) refused(ev relay.Refused) {
 	}
 	advice := "the client may be away or overloaded, or cannot reach the proxy port (proxy_listen)"
 	if ev.Reason == relay.ConnLimit {
-		advice = h.limitAdvice()
+		advice = h.limitAdvice(ev.Whole)
 	}
-	h.refusals.Log(slog.LevelWarn, fmt.Sprintf("refused %d %d", ev.Tunnel, ev.Reason), "visitor refused",
+	h.refusals.Log(slog.LevelWarn, fmt.Sprintf("refused %d %d %v", ev.Tunnel, ev.Reason, ev.Whole), "visitor refused",
 		"tunnel", h.tunnelName(ev.Tunnel), "source", ev.Source.String(), "reason", ev.Reason.String(), "advice", advice)
 }
 
@@ -295,6 +299,9 @@ func (h *hub) apply(p Policy) {
 		h.limit(t)
 		h.reroute(t)
 	}
+	for _, c := range h.maps.controls {
+		h.retryDenied(c)
+	}
 	h.log.Info("configuration applied")
 }
 
@@ -341,6 +348,7 @@ func (h *hub) tick(now time.Time) {
 			c.send((&wire.Ping{}).ServerMessage())
 		}
 	}
+	h.forgetDenied()
 	h.fit()
 	h.stock(now)
 	for id, until := range h.maps.ousted {

@@ -239,7 +239,8 @@ func TestReportsOfTheEngine(t *testing.T) {
 		event relay.Event
 		says  []string
 	}{
-		{relay.Refused{Tunnel: 77, Source: source, Reason: relay.ConnLimit}, []string{"visitor refused", "192.0.2.7:9", "closed tunnel 77", "limits.max_conns"}},
+		{relay.Refused{Tunnel: 77, Source: source, Reason: relay.ConnLimit, Whole: true}, []string{"visitor refused", "192.0.2.7:9", "closed tunnel 77", "raise limits.max_conns if"}},
+		{relay.Refused{Source: source, Reason: relay.ConnLimit}, []string{"visitor refused", "limits.max_conns_per_tunnel"}},
 		{relay.Refused{Source: source, Reason: relay.WaitTimeout}, []string{"visitor refused", "away or overloaded"}},
 		{relay.Refused{Source: source, Reason: relay.VisitorLeft}, []string{"level=DEBUG", "visitor left"}},
 		{relay.PrefaceFailed{Peer: source, Reason: relay.BadPreface}, []string{"proxy connection refused", "192.0.2.7:9", "bad preface"}},

@@ -30,8 +30,11 @@ type Options struct {
 	// Revoked delivers subjects whose Controls end at once; nil if there are
 	// no revocations. A name is sent after Authenticate has begun to refuse it.
 	Revoked <-chan []string
-	Version string
-	Log     *slog.Logger
+	// Regranted delivers grants that have changed, by subject; nil if none do. They
+	// are sent after Authenticate has begun to give them.
+	Regranted <-chan map[string]identity.Grants
+	Version   string
+	Log       *slog.Logger
 	// Ready is called once, when both ports are being served.
 	Ready func(ctl, proxy netip.AddrPort)
 }

@@ -85,14 +85,18 @@ func (h *hub) spareRoom() int {
 	return max(0, most)
 }
 
-// limitAdvice says what to change for more visitors at a time.
-func (h *hub) limitAdvice() string {
-	if !h.site.room.bounds(h.policy.Relay) {
-		return "raise limits.max_conns or limits.max_conns_per_tunnel if this is not an attack"
+// limitAdvice says what to change for more visitors at a time, of the whole server
+// or of one tunnel.
+func (h *hub) limitAdvice(whole bool) string {
+	switch {
+	case !whole && h.policy.MaxConns == 0: // too many wait
+		return "the client is away or overloaded, or cannot reach the proxy port (proxy_listen)"
+	case !whole:
+		return "raise limits.max_conns_per_tunnel if this is not an attack"
+	case !h.site.room.bounds(h.policy.Relay):
+		return "raise limits.max_conns if this is not an attack"
+	default:
+		return fmt.Sprintf("the limit on open files allows %d visitors at a time: raise it (LimitNOFILE), by two for each visitor more, if this is not an attack",
+			h.site.room.visitors)
 	}
-	advice := fmt.Sprintf("the limit on open files allows %d visitors at a time: raise it (LimitNOFILE), two for each visitor, if this is not an attack", h.site.room.visitors)
-	if h.policy.MaxConns > 0 {
-		advice += "; limits.max_conns_per_tunnel is another bound"
-	}
-	return advice
 }

@@ -70,7 +70,7 @@ func TestRoomOfTheHub(t *testing.T) {
 		if got := commands[relay.Configure](w); len(got) != 1 || got[0].Settings.MaxConns != 14 {
 			t.Errorf("a reload configures %v", got)
 		}
-		refused := relay.Refused{Tunnel: relay.TunnelID(r.GetId()), Source: netip.MustParseAddrPort("192.0.2.7:9"), Reason: relay.ConnLimit}
+		refused := relay.Refused{Tunnel: relay.TunnelID(r.GetId()), Source: netip.MustParseAddrPort("192.0.2.7:9"), Reason: relay.ConnLimit, Whole: true}
 		w.feed(refused)
 		if log := w.log.String(); !strings.Contains(log, "allows 14 visitors") || !strings.Contains(log, "LimitNOFILE") {
 			t.Errorf("the log does not name the limit: %s", log)
@@ -99,5 +99,23 @@ func TestRoomForSpareConns(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+func TestLimitAdvice(t *testing.T) {
+	for _, test := range []struct {
+		perTunnel, all, visitors int
+		whole                    bool
+		says                     string
+	}{
+		{0, 0, 0, false, "overloaded"},
+		{2, 0, 9, false, "max_conns_per_tunnel"},
+		{0, 5, 9, true, "raise limits.max_conns if"},
+		{2, 10, 9, true, "LimitNOFILE"},
+	} {
+		h := &hub{policy: Policy{MaxConns: test.perTunnel, Relay: relay.Settings{MaxConns: test.all}}, site: site{room: room{visitors: test.visitors}}}
+		if got := h.limitAdvice(test.whole); !strings.Contains(got, test.says) {
+			t.Errorf("%+v: %s", test, got)
+		}
 	}
 }

@@ -124,6 +124,7 @@ type world struct {
 	engine  *fakeEngine
 	guard   *guard
 	revoked chan []string
+	granted chan map[string]identity.Grants
 	log     *logbook
 	ctx     context.Context
 	end     context.CancelFunc
@@ -139,10 +140,11 @@ func inWorld(t *testing.T, p Policy, test func(w *world)) {
 		w := &world{
 			t: t, engine: &fakeEngine{events: make(chan []relay.Event, 4096), taken: make(map[uint16]error)},
 			guard: &guard{grants: make(map[string]identity.Grants)}, revoked: make(chan []string), log: new(logbook),
+			granted: make(chan map[string]identity.Grants),
 		}
 		w.ctx, w.end = context.WithCancel(context.Background())
 		s := &Server{options: Options{
-			TLS: serverTLS(), Policy: p, Authenticator: w.guard, Revoked: w.revoked, Version: "test", Log: w.log.logger(), Secret: [32]byte{7},
+			TLS: serverTLS(), Policy: p, Authenticator: w.guard, Revoked: w.revoked, Regranted: w.granted, Version: "test", Log: w.log.logger(), Secret: [32]byte{7},
 		}}
 		s.hub = newHub(&s.options, w.engine)
 		s.hub.site.proxy = netip.AddrPortFrom(netip.IPv6Unspecified(), 7001)
