@@ -21,12 +21,14 @@ func TestCheckOfTheProxyPort(t *testing.T) {
 		{"silent", nil, nil, "open TCP port"},
 		{"closes", nil, func(_ *testing.T, s *fakeServer) { conn, _, _ := s.proxyConn(); _ = conn.Close() }, "that of proxy_listen"},
 		{"something else", nil, func(t *testing.T, s *fakeServer) {
+			t.Helper()
 			conn, _, _ := s.proxyConn()
 			if _, err := conn.Write([]byte(strings.Repeat("HTTP/1.1 ", 9))); err != nil {
 				t.Error(err)
 			}
 		}, "not this cproxy-server"},
 		{"another server", nil, func(t *testing.T, s *fakeServer) {
+			t.Helper()
 			conn, p, _ := s.proxyConn()
 			ready(t, conn, p, make([]byte, wire.SessionKeySize))
 		}, "not this cproxy-server"},

@@ -20,7 +20,7 @@ func TestDialErrorSaysWhy(t *testing.T) {
 		t.Fatal(err)
 	}
 	l.SetUnlinkOnClose(false)
-	l.Close()
+	_ = l.Close()
 	closed := filepath.Join(dir, "closed")
 	if err := os.Mkdir(closed, 0); err != nil {
 		t.Fatal(err)

@@ -17,7 +17,7 @@ type denials map[uint64]map[string]*wire.TunnelSpec
 // note remembers a tunnel that was refused for a reason that grants or limits can
 // take away.
 func (d denials) note(c *Control, spec *wire.TunnelSpec, why *wire.Refusal) {
-	switch why.GetCode() { //nolint:exhaustive // the others stay as they are
+	switch why.GetCode() {
 	case wire.CodePortNotGranted, wire.CodePortOutOfRange, wire.CodeBindNotGranted, wire.CodeTunnelLimit:
 	default:
 		d.drop(c, spec.GetName())
