@@ -17,7 +17,7 @@ func (h *hub) holder(t *Tunnel, err error) []any {
 	}
 	var found []*Tunnel
 	for _, other := range h.maps.tunnels {
-		if other != t && len(other.addresses) > 0 && t.wants(other.addresses) {
+		if len(other.addresses) > 0 && t.wants(other.addresses) {
 			found = append(found, other)
 		}
 	}
