@@ -164,6 +164,14 @@ func (r *result) addIdle(conns int, m *meter.Memory) {
 	}
 }
 
+// size words a number of bytes so that slow tunnels do not show as nothing.
+func size(bytes float64) string {
+	if bytes < 1e8 {
+		return fmt.Sprintf("%.3f MB", bytes/1e6)
+	}
+	return fmt.Sprintf("%.3f GB", bytes/1e9)
+}
+
 func micros(d time.Duration) float64 { return float64(d) / float64(time.Microsecond) }
 
 // print writes the result as JSON or as a table.
@@ -185,7 +193,7 @@ func (r *result) table(w io.Writer) error {
 	row := func(format string, a ...any) { _, _ = fmt.Fprintf(t, format+"\n", a...) } // Flush tells
 	row("%s\t%s\t%.2f s measured", r.Load, r.Target, r.Seconds)
 	if b := r.Bulk; b != nil {
-		row("rate\t%.3f GB/s\tdown %.3f GB, up %.3f GB", b.Rate, float64(b.Down)/1e9, float64(b.Up)/1e9)
+		row("rate\t%s/s\tdown %s, up %s", size(b.Rate*1e9), size(float64(b.Down)), size(float64(b.Up)))
 		row("flows\t%d\t%d confirmed by the serving side", b.Flows, b.Confirmed)
 	}
 	if p := r.PingPong; p != nil {

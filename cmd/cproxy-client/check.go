@@ -22,9 +22,10 @@ func newCheck() *cobra.Command {
 		Use:   "check",
 		Short: "Check the configuration, and on request the way to the servers",
 		Long: `Checks the configuration without using it. All mistakes are reported at once,
-with exit code 2. With --connect it also logs in to each server once, under a name
-of its own so that a running client is not disturbed; no tunnel is registered. It
-fails if one of them does not accept, with exit code 3 if that is for good.`,
+with exit code 2. With --connect it also logs in to each server once and opens one
+data connection, and says which of the two ports is at fault. It takes a name of
+its own so that a running client is not disturbed; no tunnel is registered. It
+fails if one of the servers does not accept, with exit code 3 if that is for good.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := s.loadOrExplain(cmd.ErrOrStderr())
@@ -44,7 +45,7 @@ fails if one of them does not accept, with exit code 3 if that is for good.`,
 	}
 	s.addConfig(cmd)
 	s.addFlag(cmd, "server", "server", "check with this `HOST:PORT` instead of the configured servers; a comma separates several")
-	cmd.Flags().BoolVar(&connect, "connect", false, "log in to each server once")
+	cmd.Flags().BoolVar(&connect, "connect", false, "log in to each server once and open one data connection")
 	return cmd
 }
 

@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/cproxy/cproxy/cmd/internal/cli"
+	"github.com/cproxy/cproxy/core/config"
 	"github.com/cproxy/cproxy/core/identity"
 )
 
@@ -34,8 +35,10 @@ func newJoin() *cobra.Command {
 	var force bool
 	cmd := &cobra.Command{
 		Use:   "join [STRING]",
-		Short: "Write a configuration from a join string",
-		Long: `Writes a configuration for "cproxy-client run" that only its owner can read.
+		Short: "Write a configuration from a join string, or replace the token of one",
+		Long: `Writes a configuration for "cproxy-client run" that only its owner can read. In a
+file that exists only server, pin and token are replaced: tunnels, other keys and
+comments stay as they are.
 
 ` + joinSources,
 		Example: `  cproxy-client join - --config ` + defaultConfig + ` < join.txt`,
@@ -45,19 +48,15 @@ func newJoin() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if err := writeConfiguration(path, j, force); err != nil {
+			done, err := writeConfiguration(path, j, force)
+			if err != nil {
 				return err
 			}
-			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: written; add a [[tunnel]] table for each service, then start it with:\n"+
-				"  cproxy-client run --config %s\n", path, path)
-			if err != nil {
-				return fmt.Errorf("print what to do next: %w", err)
-			}
-			return nil
+			return done.report(path, cmd.OutOrStdout(), cmd.ErrOrStderr())
 		},
 	}
 	cmd.Flags().StringVarP(&path, "config", "c", defaultConfig, "configuration `FILE` to write")
-	cmd.Flags().BoolVar(&force, "force", false, "overwrite the file if it exists, tunnels included")
+	cmd.Flags().BoolVar(&force, "force", false, "write the file anew if it exists: all else in it, tunnels included, is lost")
 	return cmd
 }
 
@@ -120,16 +119,69 @@ func readText(r io.Reader, name string) (string, error) {
 	return string(text), nil
 }
 
-// writeConfiguration writes a configuration that logs in with j.
-func writeConfiguration(path string, j identity.Join, force bool) error {
+// written tells what became of a configuration file.
+type written struct {
+	edited  bool     // there was one, and only its login was replaced
+	removed []string // keys that were commented out
+	lost    []string // tunnels of the file that was overwritten
+}
+
+// writeConfiguration makes the configuration at path log in with j. In one that
+// exists it replaces what a join string holds, and with force everything.
+func writeConfiguration(path string, j identity.Join, force bool) (written, error) {
 	path = filepath.Clean(path)
-	if _, err := os.Lstat(path); err == nil && !force {
-		return cli.Usage(fmt.Errorf("%s exists already: give --force to overwrite it, or another --config", path))
-	} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("look for %s: %w", path, err)
+	old, err := os.ReadFile(path)
+	switch {
+	case err == nil && !force:
+		return editConfiguration(path, old, j)
+	case err != nil && !errors.Is(err, fs.ErrNotExist) && !force:
+		return written{}, fmt.Errorf("look for %s: %w", path, err)
 	}
 	if err := identity.WritePrivate(path, []byte(configuration(j))); err != nil {
-		return fmt.Errorf("write configuration (its folder must exist, and this user own it): %w", err)
+		return written{}, fmt.Errorf("write configuration (its folder must exist, and this user own it): %w", err)
+	}
+	return written{lost: config.TunnelNames(old)}, nil
+}
+
+// editConfiguration replaces server, pin and token of a configuration.
+func editConfiguration(path string, old []byte, j identity.Join) (written, error) {
+	edits := []config.Edit{
+		{Key: "server", Value: j.Address},
+		{Key: "pin", Remove: true},
+		{Key: "token", Value: identity.FormatCredential(j.Name, j.Secret)},
+		{Key: "token_file", Remove: true},
+	}
+	if j.Pin != nil {
+		edits[1] = config.Edit{Key: "pin", Value: j.Pin.String()}
+		edits = append(edits, config.Edit{Key: "ca_file", Remove: true})
+	}
+	text, removed, err := config.ApplyEdits(path, old, edits)
+	if err != nil {
+		return written{}, cli.Usage(fmt.Errorf("replace the token: %w; correct it first, or give --force to write the file anew, which loses all of it", err))
+	}
+	if err := identity.RewritePrivate(path, text); err != nil {
+		return written{}, fmt.Errorf("replace the token: %w", err)
+	}
+	return written{edited: true, removed: removed}, nil
+}
+
+// report says what was done and what comes next.
+func (w written) report(path string, stdout, stderr io.Writer) error {
+	if len(w.removed) > 0 {
+		_, _ = fmt.Fprintf(stderr, "warning: %s: commented out: %s\n", path, strings.Join(w.removed, ", ")) // nobody is left to tell
+	}
+	if info, err := os.Stat(path); err == nil && info.Mode().Perm()&0o004 != 0 {
+		_, _ = fmt.Fprintf(stderr, "warning: %s holds a secret that every user can read: chmod 0600 %s\n", path, path)
+	}
+	if len(w.lost) > 0 {
+		_, _ = fmt.Fprintf(stderr, "warning: %s was written anew, its tunnels are lost: %s\n", path, strings.Join(w.lost, ", "))
+	}
+	next := "%[1]s: written; add a [[tunnel]] table for each service, then start it with:\n  cproxy-client run --config %[1]s\n"
+	if w.edited {
+		next = "%[1]s: server, pin and token replaced, all else kept; check it, then restart cproxy-client:\n  cproxy-client check --config %[1]s --connect\n"
+	}
+	if _, err := fmt.Fprintf(stdout, next, path); err != nil {
+		return fmt.Errorf("print what to do next: %w", err)
 	}
 	return nil
 }

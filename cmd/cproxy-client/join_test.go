@@ -92,10 +92,7 @@ func TestJoinCommand(t *testing.T) {
 	other := someJoin()
 	other.Name, other.Pin = "other", nil
 	t.Setenv(joinVariable, other.Reveal())
-	if code, _, stderr = execute("", "join", "--config", path); code != cli.ExitUsage || !strings.Contains(stderr, "--force") {
-		t.Errorf("an existing file: exit code %d: %s", code, stderr)
-	}
-	if code, _, stderr = execute("", "join", "--config", path, "--force"); code != cli.ExitOK {
+	if code, _, stderr = execute("", "join", "--config", path, "--force"); code != cli.ExitOK || stderr != "" {
 		t.Fatalf("exit code %d: %s", code, stderr)
 	}
 	if cfg, _, err = config.LoadClient(config.Source{Path: path}); err != nil || cfg.Name != "other" || len(cfg.Pins) > 0 {
@@ -103,6 +100,67 @@ func TestJoinCommand(t *testing.T) {
 	}
 	if code, _, stderr = execute("", "join", "--config", path+"/none/c.toml"); code != cli.ExitFailure || strings.Contains(stderr, other.Secret.Reveal()) {
 		t.Errorf("no folder: exit code %d: %s", code, stderr)
+	}
+}
+
+// A new token replaces the old one and nothing else.
+func TestJoinReplacesToken(t *testing.T) {
+	old := "# mine\nname = \"office\" # kept\nserver = \"old:1\"\ntoken_file = \"/x\"\n\n[[tunnel]]\n# web\nname = \"web\"\nlocal = 8080\n"
+	path := write(t, "client.toml", old)
+	if err := os.Chmod(path, 0o640); err != nil {
+		t.Fatal(err)
+	}
+	link := filepath.Join(t.TempDir(), "link.toml")
+	if err := os.Symlink(path, link); err != nil {
+		t.Fatal(err)
+	}
+	code, out, stderr := execute(someJoin().Reveal(), "join", "-", "--config", link)
+	if code != cli.ExitOK || !strings.Contains(out, "check --config "+link) || !strings.Contains(stderr, "commented out: token_file") {
+		t.Fatalf("exit code %d: %s%s", code, out, stderr)
+	}
+	j := someJoin()
+	want := "# mine\nname = \"office\" # kept\nserver = \"" + j.Address + "\"\n#token_file = \"/x\"\npin = \"" + j.Pin.String() + "\"\ntoken = \"" +
+		identity.FormatCredential(j.Name, j.Secret) + "\"\n\n[[tunnel]]\n# web\nname = \"web\"\nlocal = 8080\n"
+	if got, err := os.ReadFile(path); err != nil || string(got) != want {
+		t.Errorf("%v\n%s\nwant\n%s", err, got, want)
+	}
+	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o640 {
+		t.Errorf("mode %v, %v", info.Mode(), err)
+	}
+	if info, err := os.Lstat(link); err != nil || info.Mode().Type() != os.ModeSymlink {
+		t.Error("the link was replaced")
+	}
+	if cfg, _, err := config.LoadClient(config.Source{Path: path}); err != nil || len(cfg.Tunnels) != 1 || cfg.Token.Reveal() != identity.FormatCredential(j.Name, j.Secret) {
+		t.Errorf("%+v, %v", cfg, err)
+	}
+	if code, _, stderr = execute(j.Reveal(), "join", "-", "--config", path, "--force"); code != cli.ExitOK || !strings.Contains(stderr, "tunnels are lost: web") {
+		t.Errorf("exit code %d: %s", code, stderr)
+	}
+	bad := write(t, "bad.toml", "server = [")
+	if code, _, stderr = execute(j.Reveal(), "join", "-", "--config", bad); code != cli.ExitUsage || !strings.Contains(stderr, "--force") {
+		t.Errorf("a damaged file: exit code %d: %s", code, stderr)
+	}
+	if got, _ := os.ReadFile(bad); string(got) != "server = [" {
+		t.Errorf("a damaged file became %q", got)
+	}
+}
+
+// The packaged configuration can be joined as it is.
+func TestJoinPackagedConfiguration(t *testing.T) {
+	text, err := os.ReadFile("../../packaging/config/client.toml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := write(t, "client.toml", string(text))
+	if code, _, stderr := execute(someJoin().Reveal(), "join", "-", "--config", path); code != cli.ExitOK || stderr != "" {
+		t.Fatalf("exit code %d: %s", code, stderr)
+	}
+	got, _ := os.ReadFile(path)
+	if n := strings.Count(string(got), "\n") - strings.Count(string(text), "\n"); n != 3 {
+		t.Errorf("%d lines more, want 3:\n%s", n, got)
+	}
+	if _, _, err := config.LoadClient(config.Source{Path: path}); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"context"
 	"crypto/tls"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -19,6 +20,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/cproxy/cproxy/cmd/internal/cli"
+	"github.com/cproxy/cproxy/core/frame"
 	"github.com/cproxy/cproxy/core/identity"
 	"github.com/cproxy/cproxy/core/wire"
 )
@@ -37,6 +39,7 @@ type server struct {
 	join  identity.Join
 	code  wire.Code // 0 admits
 	names chan string
+	proxy net.Listener
 }
 
 func startServer(t *testing.T, code wire.Code) *server {
@@ -54,8 +57,12 @@ func startServer(t *testing.T, code wire.Code) *server {
 		join: identity.Join{Name: "token", Secret: identity.NewTokenSecret(), Address: l.Addr().String(), Pin: &pin},
 		code: code, names: make(chan string, 16),
 	}
+	if s.proxy, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
+		t.Fatal(err)
+	}
 	var tasks sync.WaitGroup
 	ctx, cancel := context.WithCancel(context.Background())
+	tasks.Go(s.park)
 	tasks.Go(func() {
 		for {
 			socket, err := l.Accept()
@@ -70,8 +77,29 @@ func startServer(t *testing.T, code wire.Code) *server {
 			})
 		}
 	})
-	t.Cleanup(func() { cancel(); _ = l.Close(); tasks.Wait() })
+	t.Cleanup(func() { cancel(); _ = l.Close(); _ = s.proxy.Close(); tasks.Wait() })
 	return s
+}
+
+// park answers each preface with READY, and closes the conn.
+func (s *server) park() {
+	key := frame.NewKey(make([]byte, wire.SessionKeySize))
+	for {
+		conn, err := s.proxy.Accept()
+		if err != nil {
+			return
+		}
+		_ = conn.SetDeadline(time.Now().Add(patience))
+		var sealed [frame.PrefaceSize]byte
+		_, _ = io.ReadFull(conn, sealed[:])
+		if p, err := frame.ParsePreface(sealed); err == nil {
+			mac := p.Ready(key, frame.Exporter{})
+			b := make([]byte, frame.HeaderSize, frame.HeaderSize+frame.ReadySize)
+			frame.Header{Type: frame.Ready, Length: frame.ReadySize}.Put(b)
+			_, _ = conn.Write(append(b, mac[:]...))
+		}
+		_ = conn.Close()
+	}
 }
 
 func (s *server) serve(conn net.Conn) {
@@ -91,7 +119,7 @@ func (s *server) serve(conn net.Conn) {
 	}
 	_ = w.WriteServerMessage((&wire.Welcome{
 		Version: wire.Version, ControlId: 1, Epoch: hello.GetEpoch(), SessionKey: make([]byte, wire.SessionKeySize),
-		HeartbeatMs: 60_000, ProxyAddress: ":7001", Mode: wire.ModePlain,
+		HeartbeatMs: 60_000, ProxyAddress: s.proxy.Addr().String(), Mode: wire.ModePlain,
 	}).ServerMessage())
 	for id := uint32(1); ; id++ {
 		m, err := r.ReadClientMessage()

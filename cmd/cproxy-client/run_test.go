@@ -263,7 +263,8 @@ func TestNameOf(t *testing.T) {
 }
 
 func TestCheckCommand(t *testing.T) {
-	good, refusing := startServer(t, 0), startServer(t, wire.CodeBadCredential)
+	good, refusing, half := startServer(t, 0), startServer(t, wire.CodeBadCredential), startServer(t, 0)
+	_ = half.proxy.Close()
 	path := write(t, "client.toml", good.config(tunnel("web", 1)))
 	down, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -282,7 +283,8 @@ func TestCheckCommand(t *testing.T) {
 		{"missing", []string{"--config", filepath.Join(t.TempDir(), "none.toml")}, cli.ExitUsage, "", "none.toml"},
 		{"connected", []string{"--config", path, "--connect"}, cli.ExitOK, path + ": ok\n", ""},
 		{"refused", []string{"--config", write(t, "r.toml", refusing.config("")), "--connect"}, cli.ExitRefused, "", "token add"},
-		{"unreachable", []string{"--config", path, "--connect", "--server", down.Addr().String()}, cli.ExitFailure, "", "check that cproxy-server runs"},
+		{"unreachable", []string{"--config", path, "--connect", "--server", down.Addr().String()}, cli.ExitFailure, "", "check the control port"},
+		{"proxy port closed", []string{"--config", write(t, "h.toml", half.config("")), "--connect"}, cli.ExitFailure, "", "check the proxy port of 127.0.0.1:"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

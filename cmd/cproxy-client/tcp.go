@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/cproxy/cproxy/cmd/internal/cli"
 	"github.com/cproxy/cproxy/core/identity"
 	"github.com/cproxy/cproxy/core/wire"
 )
@@ -29,7 +30,7 @@ that several of these commands can run beside each other and beside a
 "cproxy-client run" with the same token.`,
 		Example: `  cproxy-client tcp 8080 --join - < join.txt
   cproxy-client tcp db.lan:5432 --name db --remote-port 20000-20100 --join @join.txt`,
-		Args: cobra.ExactArgs(1),
+		Args: cli.Args("LOCAL"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			j, err := readJoin(join, joinEnvironment(cmd))
 			if err != nil {

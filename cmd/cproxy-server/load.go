@@ -21,8 +21,9 @@ const defaultConfig = "/etc/cproxy/server.toml"
 
 // settings are the flags that choose and override a configuration.
 type settings struct {
-	path  string
-	flags map[string]*string // by configuration key
+	path    string
+	flags   map[string]*string // by configuration key
+	missing bool               // the default file is not there
 }
 
 // addFlags declares --config, and a flag for each key given.
@@ -34,13 +35,14 @@ func (s *settings) addFlags(cmd *cobra.Command, keys map[string]string) {
 	}
 }
 
-// load reads the configuration and writes its warnings to stderr. A mistake
-// in it is an error of usage.
-func (s *settings) load(cmd *cobra.Command, stderr io.Writer) (*config.Server, error) {
+// read reads the configuration. The error is an *config.Error.
+func (s *settings) read(cmd *cobra.Command) (*config.Server, []config.Problem, error) {
 	source := config.Source{Path: s.path, Environ: os.Environ(), Flags: make(map[string]string)}
+	s.missing = false
 	if !cmd.Flags().Changed("config") {
 		if _, err := os.Stat(s.path); os.IsNotExist(err) {
 			source.Path = "" // every key has a default
+			s.missing = true
 		}
 	}
 	for key, value := range s.flags {
@@ -48,7 +50,13 @@ func (s *settings) load(cmd *cobra.Command, stderr io.Writer) (*config.Server, e
 			source.Flags[key] = *value
 		}
 	}
-	cfg, warnings, err := config.LoadServer(source)
+	return config.LoadServer(source)
+}
+
+// load is read for a command that has just begun: warnings go to stderr, and
+// mistakes are errors of usage.
+func (s *settings) load(cmd *cobra.Command, stderr io.Writer) (*config.Server, error) {
+	cfg, warnings, err := s.read(cmd)
 	for _, w := range warnings {
 		_, _ = fmt.Fprintf(stderr, "warning: %s\n", w)
 	}
@@ -74,6 +82,7 @@ func policyOf(cfg *config.Server) server.Policy {
 	for _, r := range cfg.Limits.Ports {
 		p.Ports = append(p.Ports, identity.PortRange(r))
 	}
+	p.ProxyAdvertise = cfg.ProxyAdvertise
 	p.Relay.Wait = cfg.Timeouts.Connect
 	p.Relay.HalfClose = cfg.Timeouts.HalfClose
 	p.Relay.Idle = cfg.Timeouts.Idle

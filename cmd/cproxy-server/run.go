@@ -60,6 +60,9 @@ func run(cmd *cobra.Command, s *settings) error {
 	}
 	log, level := logging.New(cmd.ErrOrStderr(), logging.Options{Level: cfg.Log.Level, Format: logging.Format(cfg.Log.Format)})
 	d := &daemon{settings: s, cmd: cmd, cfg: cfg, log: log, level: level}
+	if s.missing {
+		log.Info("no "+s.path+": using defaults", "state_dir", cfg.StateDir)
+	}
 
 	if err := os.MkdirAll(cfg.StateDir, 0o700); err != nil {
 		return fmt.Errorf("make the state directory (set state_dir, or make it and give it to this user): %w", err)
@@ -91,7 +94,8 @@ func (d *daemon) newServer(id *identity.ServerIdentity, tokens *identity.Provide
 	o := server.Options{
 		CtlListen: d.cfg.CtlListen, ProxyListen: d.cfg.ProxyListen,
 		TLS: identity.ServerTLS(id, wire.ALPN), Loops: loops, Policy: policyOf(d.cfg),
-		Authenticator: server.Tokens(tokens), Revoked: tokens.Revoked(),
+		Descriptors:   cli.Descriptors(),
+		Authenticator: server.Tokens(tokens), Revoked: tokens.Revoked(), Regranted: tokens.Regranted(),
 		PortsFile: filepath.Join(d.cfg.StateDir, "ports.json"),
 		Version:   cli.Version(version), Log: d.log,
 		Ready: func(ctl, proxy netip.AddrPort) {
@@ -128,6 +132,9 @@ func (d *daemon) serve(ctx context.Context, tokens *identity.Provider, hup <-cha
 	if errors.Is(err, syscall.EADDRINUSE) {
 		return fmt.Errorf("%w; another server may run already, see ctl_listen and proxy_listen", err)
 	}
+	if errors.Is(err, syscall.EACCES) {
+		return fmt.Errorf("%w; a port below 1024 needs the capability CAP_NET_BIND_SERVICE (AmbientCapabilities= in the systemd unit), see ctl_listen and proxy_listen", err)
+	}
 	if err == nil {
 		d.log.Info("stopped")
 	}
@@ -136,9 +143,12 @@ func (d *daemon) serve(ctx context.Context, tokens *identity.Provider, hup <-cha
 
 // reload reads the configuration again. A mistake changes nothing.
 func (d *daemon) reload(ctx context.Context) {
-	cfg, err := d.settings.load(d.cmd, d.cmd.ErrOrStderr())
+	cfg, warnings, err := d.settings.read(d.cmd)
+	for _, w := range warnings {
+		d.log.Warn("configuration", "problem", w.String())
+	}
 	if err != nil {
-		d.log.Error("reload failed, nothing was changed", "error", err)
+		d.rejectReload(err)
 		return
 	}
 	changes := config.DiffServer(d.cfg, cfg)
@@ -146,12 +156,25 @@ func (d *daemon) reload(ctx context.Context) {
 		d.log.Warn("some changes need a restart", "keys", strings.Join(changes.Restart, " "))
 	}
 	if err := d.server.Reconfigure(ctx, policyOf(cfg)); err != nil {
-		d.log.Error("reload failed, nothing was changed", "error", err)
+		d.rejectReload(err)
 		return
 	}
 	d.level.Set(cfg.Log.Level)
 	d.cfg = keepFixed(d.cfg, cfg)
 	d.log.Info("reloaded", "changed", strings.Join(changes.Reload, " "))
+}
+
+// rejectReload reports every problem of a configuration that is not taken.
+func (d *daemon) rejectReload(err error) {
+	const nothing = "the configuration was not applied, nothing has changed; correct it and send SIGHUP again"
+	if mistakes, ok := errors.AsType[*config.Error](err); ok {
+		for _, p := range mistakes.Problems {
+			d.log.Error("mistake in the configuration", "problem", p.String())
+		}
+		d.log.Error(nothing)
+		return
+	}
+	d.log.Error(nothing, "error", err)
 }
 
 // keepFixed gives the new configuration with the old values of the keys that

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -46,7 +47,7 @@ func newTokenAdd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "add NAME",
 		Short: "Make a token and print its join string, the only time that it is shown",
-		Args:  cobra.ExactArgs(1),
+		Args:  cli.Args("NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			cfg, err := s.load(cmd, cmd.ErrOrStderr())
 			if err != nil {
@@ -124,6 +125,7 @@ func addToken(cmd *cobra.Command, cfg *config.Server, name string, grants identi
 	if _, err := identity.ParseJoin(join.Reveal()); err != nil {
 		return cli.Usage(fmt.Errorf("advertise %q cannot stand in a join string: %w", address, err))
 	}
+	warnUseless(cfg, grants, cmd.ErrOrStderr())
 	join.Secret, err = identity.AddToken(cfg.TokensFile, name, grants)
 	if err != nil {
 		return err // it says that it is about adding a token
@@ -134,6 +136,29 @@ func addToken(cmd *cobra.Command, cfg *config.Server, name string, grants identi
 	}
 	_, _ = fmt.Fprintln(cmd.ErrOrStderr(), "Give this line to the client over a safe channel; there, `cproxy-client join - --config FILE` reads it.")
 	return nil
+}
+
+// warnUseless says which grants the limits of the server leave nothing of.
+func warnUseless(cfg *config.Server, grants identity.Grants, stderr io.Writer) {
+	for _, g := range grants.Ports {
+		inside := slices.ContainsFunc(cfg.Limits.Ports, func(l config.PortRange) bool { return l.First <= g.First && g.Last <= l.Last })
+		overlaps := slices.ContainsFunc(cfg.Limits.Ports, func(l config.PortRange) bool { return l.First <= g.Last && g.First <= l.Last })
+		if what := "no port"; !inside {
+			if overlaps {
+				what = "not every port"
+			}
+			_, _ = fmt.Fprintf(stderr, "warning: %s of --ports %s is within limits.ports of the server (%s); tunnels get only those that are in both: add them to limits.ports\n",
+				what, g, list(cfg.Limits.Ports))
+		}
+	}
+	for _, b := range grants.Bind {
+		if !slices.ContainsFunc(cfg.PublicBind, func(a netip.Addr) bool {
+			return a == b || a == netip.IPv6Unspecified() || a == netip.IPv4Unspecified() && b.Is4()
+		}) {
+			_, _ = fmt.Fprintf(stderr, "warning: --bind %s is not among public_bind of the server (%s); it is granted all the same: check that this is meant\n",
+				b, list(cfg.PublicBind))
+		}
+	}
 }
 
 // advertised is the address that join strings carry.
@@ -232,14 +257,18 @@ func newTokenRevoke() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "revoke NAME",
 		Short: "Remove a token; a running server cuts its clients off within a second",
-		Args:  cobra.ExactArgs(1),
+		Args:  cli.Args("NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			cfg, err := s.load(cmd, cmd.ErrOrStderr())
 			if err != nil {
 				return err
 			}
 			if err := identity.RevokeToken(cfg.TokensFile, args[0]); err != nil {
-				return err // it says that it is about revoking a token
+				if errors.Is(err, identity.ErrNoSuchToken) {
+					return err
+				}
+				return fmt.Errorf("revoke token: %w: the token %s is STILL VALID and its clients stay connected; "+
+					"make room on the disk or correct what else is wrong, then revoke it again", err, args[0])
 			}
 			_, err = fmt.Fprintf(cmd.OutOrStdout(), "revoked %s\n", args[0])
 			return err

@@ -3,7 +3,6 @@ package client
 import (
 	"context"
 	"crypto/rand"
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -110,33 +109,6 @@ func (c *Client) Reconfigure(r Reloadable) error {
 	default:
 	}
 	c.reloads <- r // mu keeps others from filling the room made
-	return nil
-}
-
-// Check logs in to each server once and leaves again, registering nothing. Its
-// error joins those of all servers that did not accept; [IsRefused] tells whether
-// trying again is useless. A server takes a client of the same token and name for
-// its successor, so a check beside a running client needs another name.
-func (c *Client) Check(ctx context.Context) error {
-	var failed []error
-	for _, server := range c.options.Reloadable.Servers {
-		if err := c.check(ctx, server); err != nil {
-			failed = append(failed, err)
-		}
-	}
-	return errors.Join(failed...)
-}
-
-func (c *Client) check(ctx context.Context, server string) error {
-	a := c.connect(ctx, login{server: server, access: c.options.Reloadable, epoch: 1})
-	if a.err != nil {
-		return a.err
-	}
-	defer a.conn.close()
-	a.conn.setWriteDeadline(c.timing.farewell)
-	if err := a.conn.writer.WriteClientMessage(done().ClientMessage()); err != nil {
-		return fmt.Errorf("take leave of %s: %w", server, err)
-	}
 	return nil
 }
 

@@ -96,7 +96,7 @@ func (c *Client) dial(ctx context.Context, l login) (*tls.Conn, error) {
 	conn := tls.Client(socket, config)
 	if err := conn.HandshakeContext(ctx); err != nil {
 		_ = socket.Close() // it was of no use
-		return nil, fmt.Errorf("establish TLS: %w", advised(err))
+		return nil, fmt.Errorf("establish TLS: %w", handshakeError(conn, err))
 	}
 	return conn, nil
 }

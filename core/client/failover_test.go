@@ -286,6 +286,17 @@ func TestReloadOfServers(t *testing.T) {
 	})
 }
 
+// checked accepts a check of both ports.
+func (k *fakeControl) checked() {
+	k.t.Helper()
+	k.welcome(nil)
+	conn, p, _ := k.server.proxyConn()
+	ready(k.t, conn, p, sessionKey(p.Epoch))
+	if m := k.next(); m.GetGoodbye() == nil {
+		k.t.Errorf("got %v, want Goodbye", m)
+	}
+}
+
 func TestCheckOfSeveral(t *testing.T) {
 	tests := []struct {
 		name    string
@@ -293,7 +304,7 @@ func TestCheckOfSeveral(t *testing.T) {
 		ok      bool
 		refused bool
 	}{
-		{"accepted", func(k *fakeControl) { k.welcome(nil).next() }, true, false},
+		{"accepted", func(k *fakeControl) { k.checked() }, true, false},
 		{"refused", func(k *fakeControl) { k.goodbye(wire.CodeBadCredential) }, false, true},
 		{"refused for now", func(k *fakeControl) { k.goodbye(wire.CodeUnavailable) }, false, false},
 	}
@@ -307,9 +318,9 @@ func TestCheckOfSeveral(t *testing.T) {
 			}
 			result := make(chan error, 1)
 			go func() { result <- c.Check(t.Context()) }()
-			nextOf(t, fleet, 0).welcome(nil).next()
+			nextOf(t, fleet, 0).checked()
 			tt.second(nextOf(t, fleet, 1))
-			nextOf(t, fleet, 2).welcome(nil).next()
+			nextOf(t, fleet, 2).checked()
 			if err = <-result; (err == nil) != tt.ok || IsRefused(err) != tt.refused {
 				t.Fatalf("Check = %v", err)
 			}

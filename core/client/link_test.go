@@ -357,7 +357,10 @@ func TestCheck(t *testing.T) {
 		ok      bool
 	}{
 		{"accepted", func(k *fakeControl) {
-			if m := k.welcome(nil).next(); m.GetGoodbye() == nil {
+			k.welcome(nil)
+			conn, p, _ := k.server.proxyConn()
+			ready(k.t, conn, p, sessionKey(1))
+			if m := k.next(); m.GetGoodbye() == nil {
 				k.t.Errorf("got %v, want Goodbye", m)
 			}
 		}, false, true},

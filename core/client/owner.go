@@ -164,34 +164,12 @@ func (o *owner) handleEvents(events []relay.Event) {
 			o.log.Debug("proxy connection closed", "open", o.pool.open, "reason", ev.Reason.String())
 		case relay.DialFailed:
 			if o.pool.failed(ev.Pool) {
-				o.limited.Log(slog.LevelWarn, "dial", "cannot open a proxy connection", "control", o.session.control,
-					"address", o.session.proxy.String(), "error", fmt.Errorf("%w: %s", ev.Err, dialAdvice))
+				o.limited.Log(slog.LevelWarn, "dial "+dialAdvice(ev.Err), "cannot open a proxy connection", "control", o.session.control,
+					"address", o.session.proxy.String(), "error", fmt.Errorf("%w: %s", ev.Err, dialAdvice(ev.Err)))
 			}
 		case relay.StreamEnded:
 			o.streamEnded(ev)
 		}
 	}
 	o.dial()
-}
-
-// streamEnded logs the end of a stream, aloud if the LocalServer is at fault.
-func (o *owner) streamEnded(ev relay.StreamEnded) {
-	name := o.tunnels.name(ev.Tunnel)
-	o.log.Debug("stream ended", "tunnel", name, "source", ev.Source.String(), "up", ev.Up, "down", ev.Down,
-		"duration", ev.Duration, "reason", ev.Reason.String())
-	local := ""
-	if t := o.tunnels.byName[name]; t != nil {
-		local = t.config.Address
-	}
-	var advice string
-	switch ev.Reason {
-	case relay.DialError:
-		advice = "check that the service runs and listens on this address"
-	case relay.NoDescriptors:
-		advice = "raise the limit on open files (LimitNOFILE)"
-	default:
-		return
-	}
-	o.limited.Log(slog.LevelWarn, name+" "+ev.Reason.String(), "visitor turned away: "+advice,
-		"tunnel", name, "address", local, "source", ev.Source.String(), "reason", ev.Reason.String())
 }

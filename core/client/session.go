@@ -17,9 +17,6 @@ const minDials = 64
 // is forgotten here.
 const maxWanted = 4096
 
-// dialAdvice says what to look at when ProxyConns do not open.
-const dialAdvice = "check that firewalls let this host reach the server's proxy port, and that nothing else answers there"
-
 // session is what the last Welcome gave. It outlives its connection.
 type session struct {
 	server    string // that gave it

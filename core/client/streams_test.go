@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -138,7 +139,7 @@ func TestStreams(t *testing.T) {
 	_ = down.Close()
 	move(Tunnel{Name: "web", Network: "tcp", Address: down.Addr().String()})
 	expect(5, "", frame.ResetDial, "two: hello\n")
-	r.logs.Await(t, "check that the service runs and listens on this address")
+	r.logs.Await(t, "check that the service runs and listens there")
 	r.logs.Await(t, "address="+down.Addr().String())
 
 	// Without a control connection visitors are served, and changes made.
@@ -204,7 +205,7 @@ func TestProxyPortClosed(t *testing.T) {
 	k := s.login().welcome(nil)
 	_ = s.proxy.Close()
 	k.send((&wire.NeedProxyConn{N: 3}).ServerMessage())
-	r.logs.Await(t, dialAdvice)
+	r.logs.Await(t, "connection refused: "+dialAdvice(syscall.ECONNREFUSED))
 	k.registers("web")
 	k.quiet()
 }

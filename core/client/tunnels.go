@@ -23,8 +23,9 @@ type tunnelMap struct {
 	waiting map[string]time.Time // refused for now, and when to ask again
 	// ids names tunnels to the engine. A name keeps its id for good, so that
 	// streams which outlive their tunnel still have one in the log.
-	ids   map[string]relay.TunnelID
-	names map[relay.TunnelID]string
+	ids       map[string]relay.TunnelID
+	names     map[relay.TunnelID]string
+	reopening reopening
 }
 
 // tunnel is a configured tunnel.
@@ -80,6 +81,7 @@ func (o *owner) removeTunnel(t *tunnel) {
 	delete(o.tunnels.waiting, t.config.Name)
 	o.closeTunnel(t.config.Name)
 	o.dropTarget(t)
+	o.answered(t.config.Name)
 	o.log.Info("tunnel removed", "tunnel", t.config.Name)
 }
 
@@ -109,6 +111,9 @@ func (o *owner) renew(t *tunnel) {
 // reconcile compares what the server says it has with what is configured, and
 // asks for the difference.
 func (o *owner) reconcile(w *wire.Welcome, resumed bool) {
+	if !resumed && !o.link.first {
+		o.reopen()
+	}
 	listed := make(map[string]*wire.TunnelRegistered, len(w.GetTunnels()))
 	for _, r := range w.GetTunnels() {
 		listed[r.GetName()] = r
@@ -184,6 +189,7 @@ func (o *owner) rejected(r *wire.TunnelRejected) error {
 	}
 	o.dropTarget(t)
 	t.confirmed, t.held, t.shown = nil, false, nil
+	o.reopenRefused(r.GetName())
 	if !r.GetRefusal().GetPermanent() {
 		delay := t.backoff.NextAfter(o.client.timing.register)
 		o.tunnels.waiting[r.GetName()] = time.Now().Add(delay)
@@ -192,7 +198,7 @@ func (o *owner) rejected(r *wire.TunnelRejected) error {
 		return nil
 	}
 	t.refused = true
-	o.log.Error("tunnel refused; it is not asked for again before a reload or a new connection",
+	o.log.Error("tunnel refused; it opens by itself once the server allows it, and is asked for again after a reload or a new connection",
 		"tunnel", r.GetName(), "control", o.session.control, "error", r.Err())
 	if o.link.first && !slices.ContainsFunc(o.tunnels.all(), func(t *tunnel) bool { return !t.refused }) {
 		return fmt.Errorf("register tunnel %s (no other was accepted): %w", r.GetName(), r.Err())
@@ -223,6 +229,7 @@ func (o *owner) open(t *tunnel, r *wire.TunnelRegistered) {
 			o.client.options.Ready(t.config.Name, address)
 		}
 	}
+	o.reopened(t.config.Name, t.shown, addresses)
 	t.shown = addresses
 }
 

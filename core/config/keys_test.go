@@ -180,6 +180,7 @@ func TestPackagedConfigurations(t *testing.T) {
 		}
 		want := defaultServer()
 		want.Advertise = "tunnel.example.net:7000"
+		want.ProxyAdvertise = "tunnel.example.net:9001"
 		if diff := DiffServer(want, s); !diff.Empty() {
 			t.Errorf("the comments show no defaults for %+v", diff)
 		}

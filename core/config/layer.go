@@ -126,6 +126,17 @@ func flagLayer(s schema, flags map[string]string) (*layer, []Problem, error) {
 }
 
 func (s schema) unknownKey(path string) string {
+	if s.tables[tunnelKey] { // the client
+		switch path {
+		case "proxies", "visitors", "services", "client.services":
+			return "unknown key; write a [[tunnel]] table for each service instead: name, local, remote_port"
+		case "serverAddr", "server_addr", "serverPort", "server_port", "remote_addr":
+			return "unknown key; write server = \"HOST:PORT\" instead"
+		}
+		if last := lastPart(path); last == "rate_up" || last == "rate_down" {
+			return "unknown key; the server sets rates: for a token with `cproxy-server token add --" + strings.ReplaceAll(last, "_", "-") + "`, for all with limits." + last
+		}
+	}
 	if near := s.suggest(path); near != "" {
 		return "unknown key; did you mean " + near + "?"
 	}

@@ -17,6 +17,8 @@ type Server struct {
 	CtlListen, ProxyListen string
 	// Advertise is the "host:port" of CtlPort for join strings, or empty.
 	Advertise string
+	// ProxyAdvertise is the "host:port" at which clients reach ProxyPort, or empty.
+	ProxyAdvertise string
 	// PublicBind has at least one address; [netip.IPv6Unspecified] means IPv4 too.
 	PublicBind []netip.Addr
 	// StateDir is absolute. It may not exist yet.
@@ -64,18 +66,19 @@ type Log struct {
 
 // rawServer is server.toml as decoded: types fit, meaning is not checked.
 type rawServer struct {
-	CtlListen   string        `koanf:"ctl_listen"`
-	ProxyListen string        `koanf:"proxy_listen"`
-	Advertise   string        `koanf:"advertise"`
-	PublicBind  []netip.Addr  `koanf:"public_bind"`
-	StateDir    string        `koanf:"state_dir"`
-	TokensFile  string        `koanf:"tokens_file"`
-	Grace       time.Duration `koanf:"grace"`
-	Loops       int           `koanf:"loops"`
-	Limits      Limits        `koanf:"limits"`
-	Pool        Pool          `koanf:"pool"`
-	Timeouts    Timeouts      `koanf:"timeouts"`
-	Log         Log           `koanf:"log"`
+	CtlListen      string        `koanf:"ctl_listen"`
+	ProxyListen    string        `koanf:"proxy_listen"`
+	Advertise      string        `koanf:"advertise"`
+	ProxyAdvertise string        `koanf:"proxy_advertise"`
+	PublicBind     []netip.Addr  `koanf:"public_bind"`
+	StateDir       string        `koanf:"state_dir"`
+	TokensFile     string        `koanf:"tokens_file"`
+	Grace          time.Duration `koanf:"grace"`
+	Loops          int           `koanf:"loops"`
+	Limits         Limits        `koanf:"limits"`
+	Pool           Pool          `koanf:"pool"`
+	Timeouts       Timeouts      `koanf:"timeouts"`
+	Log            Log           `koanf:"log"`
 }
 
 // LoadServer reads and checks the configuration of cproxy-server. It blocks on
@@ -110,6 +113,10 @@ func (l *loader) server(raw rawServer) *Server {
 		_, err = splitHostPort(s.Advertise, false)
 		l.check("advertise", err)
 	}
+	if s.ProxyAdvertise != "" {
+		_, err = splitHostPort(s.ProxyAdvertise, false)
+		l.check("proxy_advertise", err)
+	}
 	if !filepath.IsAbs(s.StateDir) {
 		l.check("state_dir", badValue("an absolute path such as \"/var/lib/cproxy\"", s.StateDir))
 	}
@@ -142,6 +149,7 @@ func (s *Server) values() map[string]any {
 		"ctl_listen":                    s.CtlListen,
 		"proxy_listen":                  s.ProxyListen,
 		"advertise":                     s.Advertise,
+		"proxy_advertise":               s.ProxyAdvertise,
 		"public_bind":                   s.PublicBind,
 		"state_dir":                     s.StateDir,
 		"tokens_file":                   s.TokensFile,

@@ -38,6 +38,7 @@ func TestServerAllKeys(t *testing.T) {
 ctl_listen = "127.0.0.1:0"
 proxy_listen = "[::1]:7101"
 advertise = "tunnel.example.net:7000"
+proxy_advertise = "data.example.net:9001"
 public_bind = "192.0.2.1"
 state_dir = "/srv/cproxy"
 tokens_file = "tokens/all.toml"
@@ -59,7 +60,7 @@ format = "json"
 		t.Fatal(err)
 	}
 	want := &Server{
-		CtlListen: "127.0.0.1:0", ProxyListen: "[::1]:7101", Advertise: "tunnel.example.net:7000",
+		CtlListen: "127.0.0.1:0", ProxyListen: "[::1]:7101", Advertise: "tunnel.example.net:7000", ProxyAdvertise: "data.example.net:9001",
 		PublicBind: addrs("192.0.2.1"), StateDir: "/srv/cproxy", TokensFile: filepath.Join(dir, "tokens/all.toml"), Loops: 4,
 		Limits:   Limits{Ports: []PortRange{{443, 443}, {20000, 20100}}, MaxTunnelsPerClient: 5, MaxConnsPerTunnel: 6, MaxConns: 7, RateUp: 10_000_000, RateDown: 4096},
 		Timeouts: Timeouts{time.Second, 2 * time.Second, 3 * time.Second, 4 * time.Second},
@@ -153,6 +154,7 @@ func TestServerOneProblem(t *testing.T) {
 		{"listen text port", `ctl_listen = ":https"`, `server.toml:1: ctl_listen: must be an address that ends in a port`},
 		{"listen type", `ctl_listen = 7000`, `server.toml:1: ctl_listen: must be a text in quotes`},
 		{"advertise without host", `advertise = ":7000"`, `server.toml:1: advertise: must be an address with a host`},
+		{"proxy_advertise without host", `proxy_advertise = ":9001"`, `server.toml:1: proxy_advertise: must be an address with a host`},
 		{"advertise port zero", `advertise = "a:0"`, `server.toml:1: advertise: must be an address that ends`},
 		{"negative loops", `loops = -1`, `server.toml:1: loops: must be from 0 to 64; got -1`},
 		{"long grace", `grace = "25h"`, `server.toml:1: grace: must be from 0s to 24h; got 25h0m0s`},

@@ -52,6 +52,33 @@ func ReadPrivate(path string) ([]byte, error) {
 	return data, nil
 }
 
+// RewritePrivate is WritePrivate for a file that exists: it keeps its owner, group
+// and mode, and a symbolic link is followed. It fails, changing nothing, when this
+// user may not give the new file to the owner of the old one.
+func RewritePrivate(path string, data []byte) error {
+	target, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return fmt.Errorf("rewrite %s: %w", path, err)
+	}
+	info, err := os.Stat(target)
+	if err != nil {
+		return fmt.Errorf("rewrite %s: %w", path, err)
+	}
+	owner, err := ownerOf(info, info.Mode().Perm())
+	if err != nil {
+		return fmt.Errorf("rewrite %s: %w", path, err)
+	}
+	staged, err := stageFile(target, data, owner)
+	if err != nil {
+		return err
+	}
+	if err := os.Chown(staged, owner.uid, owner.gid); err != nil {
+		_ = os.Remove(staged)
+		return fmt.Errorf("keep the owner of %s (run this as root or as that user): %w", path, err)
+	}
+	return publishFile(staged, target)
+}
+
 // directoryOwner returns the owner a private file in dir shall have.
 func directoryOwner(dir string) (fileOwner, error) {
 	info, err := os.Stat(dir)

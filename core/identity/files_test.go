@@ -145,3 +145,26 @@ func TestTokensInRootsDirectoryKeepTheirOwner(t *testing.T) {
 		t.Errorf("mode = %v, %v, want 0640", info.Mode(), err)
 	}
 }
+
+func TestRewritePrivateKeepsOwnerAndMode(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "client.toml")
+	must(t, os.WriteFile(path, []byte("old"), 0o640))
+	if os.Geteuid() == 0 {
+		must(t, os.Chown(path, 65534, 65533))
+	}
+	must(t, identity.RewritePrivate(path, []byte("new")))
+	info, err := os.Stat(path)
+	must(t, err)
+	data, err := os.ReadFile(path)
+	must(t, err)
+	stat := info.Sys().(*syscall.Stat_t)
+	if string(data) != "new" || info.Mode().Perm() != 0o640 || os.Geteuid() == 0 && (stat.Uid != 65534 || stat.Gid != 65533) {
+		t.Errorf("%q, mode %v, owner %d:%d", data, info.Mode(), stat.Uid, stat.Gid)
+	}
+	if err := identity.RewritePrivate(filepath.Join(t.TempDir(), "none"), nil); err == nil {
+		t.Error("a file that is not there was rewritten")
+	}
+	if left, _ := filepath.Glob(filepath.Join(filepath.Dir(path), ".*")); len(left) > 0 {
+		t.Errorf("left over: %v", left)
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"reflect"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -17,14 +18,15 @@ var ErrBadCredential = errors.New("credential is not valid: " +
 	"it was revoked or mistyped; get a new join string from `cproxy-server token add`")
 
 // Provider answers from a tokens file who may connect, and follows the file
-// while Run runs. Authenticate, Len and Revoked may be used from any goroutine at
-// any time.
+// while Run runs. Authenticate, Len, Revoked and Regranted may be used from any
+// goroutine at any time.
 type Provider struct {
 	path string
 	log  *slog.Logger
 
 	current atomic.Pointer[snapshot]
 	revoked chan []string
+	granted chan map[string]Grants
 
 	// mu serialises readers of the file; it is never held by Authenticate.
 	mu sync.Mutex
@@ -42,7 +44,7 @@ type snapshot struct {
 // NewProvider returns a provider without tokens. Load reads the file, Run
 // follows it.
 func NewProvider(path string, log *slog.Logger) *Provider {
-	p := &Provider{path: path, log: log, revoked: make(chan []string, 1)}
+	p := &Provider{path: path, log: log, revoked: make(chan []string, 1), granted: make(chan map[string]Grants, 1)}
 	p.current.Store(&snapshot{})
 	return p
 }
@@ -95,6 +97,7 @@ func (p *Provider) AuthenticateAnew(name string, secret TokenSecret) (Token, err
 	next.tokens[name] = token
 	p.current.Store(next)
 	p.publish(revokedBetween(previous, next))
+	p.publishGrants(grantedBetween(previous, next))
 	return token, nil
 }
 
@@ -105,6 +108,12 @@ func (p *Provider) AuthenticateAnew(name string, secret TokenSecret) (Token, err
 // secret, by the time it is received. The channel is never closed and is meant
 // for one receiver.
 func (p *Provider) Revoked() <-chan []string { return p.revoked }
+
+// Regranted delivers the grants of tokens whose secret stayed the same and whose
+// grants changed, by name, since the ones delivered before; of several changes of
+// a token the last counts. It is delivered after Authenticate has begun to give
+// them. The channel is never closed and is meant for one receiver.
+func (p *Provider) Regranted() <-chan map[string]Grants { return p.granted }
 
 // load reads the file and reports whether its content is new; mu is held.
 func (p *Provider) load() (changed bool, err error) {
@@ -127,6 +136,7 @@ func (p *Provider) load() (changed bool, err error) {
 	}
 	p.current.Store(next)
 	p.publish(revokedBetween(previous, next))
+	p.publishGrants(grantedBetween(previous, next))
 	return true, nil
 }
 
@@ -187,4 +197,29 @@ func revokedBetween(previous, next *snapshot) []string {
 		}
 	}
 	return names
+}
+
+// publishGrants adds changed grants to what the receiver of Regranted has not
+// taken yet. It does not block, as publish.
+func (p *Provider) publishGrants(changed map[string]Grants) {
+	if len(changed) == 0 {
+		return
+	}
+	select {
+	case waiting := <-p.granted:
+		maps.Copy(waiting, changed)
+		changed = waiting
+	default:
+	}
+	p.granted <- changed
+}
+
+func grantedBetween(previous, next *snapshot) map[string]Grants {
+	changed := make(map[string]Grants)
+	for name, old := range previous.tokens {
+		if token, kept := next.tokens[name]; kept && token.Hash == old.Hash && !reflect.DeepEqual(token.Grants, old.Grants) {
+			changed[name] = token.Grants
+		}
+	}
+	return changed
 }

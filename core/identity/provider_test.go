@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -319,5 +320,43 @@ func TestRunEndsWithItsContext(t *testing.T) {
 	cancel()
 	if err := p.Run(ctx); err != nil {
 		t.Errorf("Run = %v, want nil", err)
+	}
+}
+
+// Changed grants are told, with the last state of each token; a new secret is a
+// revocation instead.
+func TestRegranted(t *testing.T) {
+	p := newProvider(t)
+	kept, other := p.add(t, "kept"), p.add(t, "other")
+	must(t, p.Load())
+	rewrite := func(ports string) {
+		t.Helper()
+		data, err := os.ReadFile(p.path)
+		must(t, err)
+		text := regexp.MustCompile(`(?m)^ports = .*\n`).ReplaceAllString(string(data), "")
+		text = strings.ReplaceAll(text, "name = \"kept\"\n", "name = \"kept\"\n"+ports)
+		must(t, identity.WritePrivate(p.path, []byte(text)))
+		must(t, p.Load())
+	}
+	rewrite("ports = [\"443\"]\n")
+	rewrite("ports = [\"444\"]\n")
+	got := receive(t, p.Regranted())
+	if len(got) != 1 || !slices.Equal(got["kept"].Ports, []identity.PortRange{{First: 444, Last: 444}}) {
+		t.Errorf("told %v", got)
+	}
+	p.wantNoneRevoked(t)
+	if token, err := p.Authenticate("kept", kept); err != nil || token.Grants.AllowsPort(443) {
+		t.Errorf("%+v, %v", token, err)
+	}
+	must(t, identity.RevokeToken(p.path, "other"))
+	must(t, p.Load())
+	p.wantRevoked(t, "other")
+	if _, err := p.Authenticate("other", other); err == nil {
+		t.Error("a revoked token is valid")
+	}
+	select {
+	case got := <-p.Regranted():
+		t.Errorf("told %v", got)
+	default:
 	}
 }

@@ -230,7 +230,7 @@ func TestAdoptDialTimeout(t *testing.T) {
 	s.Streams[0].Back.Dial.Left = 1
 	f = f.heir(1)
 	f.Submit(Adopt{s})
-	if ev := await[StreamEnded](f); ev.Reason != DialError {
+	if ev := await[StreamEnded](f); ev.Reason != DialError || !errors.Is(ev.Err, unix.ETIMEDOUT) {
 		t.Errorf("ended with %+v", ev)
 	}
 	wantReset(t, visitor)

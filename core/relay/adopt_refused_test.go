@@ -107,10 +107,10 @@ func TestAdoptRefuses(t *testing.T) {
 		"frame too long":        {func(s *State) { s.Streams[0].Conn.In.Need = 1<<20 + 1 }, streamLost(Stopped)},
 		"negative conn":         {func(s *State) { spoil(&s.Conns[0].Socket, -1) }, []Event{ConnClosed{pool, NoDescriptors}}},
 		"conn of no pool":       {func(s *State) { s.Conns[0].Pool = -1 }, []Event{ConnClosed{0, Cut}}},
-		"idle in a closed pool": {func(s *State) { s.Pools[0].Closed = true; s.Waiting[0].Pool = 5 }, []Event{ConnClosed{pool, Closed}, Refused{tunnel, netip.MustParseAddrPort("192.0.2.1:1"), Cut}}},
-		"negative visitor":      {func(s *State) { spoil(&s.Waiting[0].Socket, -1) }, []Event{Refused{tunnel, netip.MustParseAddrPort("192.0.2.1:1"), NoDescriptors}}},
-		"visitor of no tunnel":  {func(s *State) { s.Waiting[0].Tunnel = 1 }, []Event{Refused{0, netip.MustParseAddrPort("192.0.2.1:1"), UnknownTunnel}}},
-		"visitor of no pool":    {func(s *State) { s.Waiting[0].Pool = 1 }, []Event{Refused{tunnel, netip.MustParseAddrPort("192.0.2.1:1"), Cut}}},
+		"idle in a closed pool": {func(s *State) { s.Pools[0].Closed = true; s.Waiting[0].Pool = 5 }, []Event{ConnClosed{pool, Closed}, Refused{Tunnel: tunnel, Source: netip.MustParseAddrPort("192.0.2.1:1"), Reason: Cut}}},
+		"negative visitor":      {func(s *State) { spoil(&s.Waiting[0].Socket, -1) }, []Event{Refused{Tunnel: tunnel, Source: netip.MustParseAddrPort("192.0.2.1:1"), Reason: NoDescriptors}}},
+		"visitor of no tunnel":  {func(s *State) { s.Waiting[0].Tunnel = 1 }, []Event{Refused{Source: netip.MustParseAddrPort("192.0.2.1:1"), Reason: UnknownTunnel}}},
+		"visitor of no pool":    {func(s *State) { s.Waiting[0].Pool = 1 }, []Event{Refused{Tunnel: tunnel, Source: netip.MustParseAddrPort("192.0.2.1:1"), Reason: Cut}}},
 		"negative listener":     {func(s *State) { spoil(&s.Listeners[0].Socket, -1) }, []Event{Listening{Tunnel: tunnel}}},
 		"listener that is none": {func(s *State) {
 			s.Listeners[0].Socket.discard()

@@ -127,7 +127,7 @@ func (l *loop) enter(c *rawConn) bool {
 		return false
 	}
 	if most := l.settings().MaxConns; most > 0 && total > int64(most) {
-		l.refuse(c, ConnLimit)
+		l.refuseAs(c, Refused{Reason: ConnLimit, Whole: true})
 		return false
 	}
 	return true

@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"syscall"
@@ -19,6 +20,19 @@ type dialing struct {
 	next        int // address to try next
 	deadline    int64
 	destination netip.AddrPort // what the PROXY header names
+	failed      syscall.Errno  // of the address tried last
+}
+
+// ErrNoAddress says that a Target had no address, say because its host name is
+// not resolved.
+var ErrNoAddress = errors.New("no address to dial")
+
+// err is why no address answered.
+func (d *dialing) err() error {
+	if d.failed == 0 {
+		return ErrNoAddress
+	}
+	return d.failed
 }
 
 // dialTarget connects c to the first address of t that answers.
@@ -56,12 +70,13 @@ func (l *loop) dialNext(c *rawConn) {
 				l.connected(c)
 				return
 			} else if errno == 0 {
-				l.nextAddress(c)
+				l.nextAddress(c, unix.ECONNREFUSED)
 				return
 			}
 			l.timers.set(&c.timer, c, d.deadline)
 			return
 		}
+		d.failed = errno
 		d.next++
 		d.deadline = 0
 	}
@@ -124,8 +139,15 @@ func (l *loop) connectDone(c *rawConn) {
 	if !c.canWrite {
 		return
 	}
-	if c.broken && pendingError(c.fd) != 0 || c.toItself() {
-		l.nextAddress(c)
+	errno := syscall.Errno(0)
+	if c.broken {
+		errno = pendingError(c.fd)
+	}
+	if errno == 0 && c.toItself() {
+		errno = unix.ECONNREFUSED // nobody else listens there
+	}
+	if errno != 0 {
+		l.nextAddress(c, errno)
 		return
 	}
 	l.connected(c)
@@ -149,10 +171,11 @@ func (l *loop) connectExpired(c *rawConn) {
 		l.dialNext(c)
 		return
 	}
-	l.nextAddress(c)
+	l.nextAddress(c, unix.ETIMEDOUT)
 }
 
-func (l *loop) nextAddress(c *rawConn) {
+// nextAddress gives up the address that is being tried.
+func (l *loop) nextAddress(c *rawConn, why syscall.Errno) {
 	l.timers.stop(&c.timer)
 	if c.fd >= 0 {
 		l.poll.remove(c.slot)
@@ -160,6 +183,7 @@ func (l *loop) nextAddress(c *rawConn) {
 		c.fd = -1
 	}
 	c.canRead, c.canWrite, c.hungUp, c.broken = false, false, false, false
+	c.dial.failed = why
 	c.dial.next++
 	c.dial.deadline = 0
 	l.dialNext(c)

@@ -79,6 +79,9 @@ type StreamEnded struct {
 	Up, Down uint64
 	Duration time.Duration
 	Reason   Reason
+	// Err says more about a DialError of this side: the errno of the address
+	// tried last, or ErrNoAddress. Nil otherwise.
+	Err error
 }
 
 // Refused reports a PublicConn that never became a stream.
@@ -86,6 +89,7 @@ type Refused struct {
 	Tunnel TunnelID
 	Source netip.AddrPort
 	Reason Reason
+	Whole  bool // the ConnLimit is Settings.MaxConns, not one of the tunnel
 }
 
 // Exhausted says that accepting failed for want of descriptors or memory;
@@ -137,6 +141,7 @@ const (
 	PrefaceTimeout                     // the preface did not come in time
 	Missed                             // heartbeats were missed
 	PeerDead                           // what waited for a peer was not acknowledged in time: see Settings.Dead
+	TLSPreface                         // the first byte was that of TLS, which this port does not speak
 	Closed                             // a conn without a stream was superfluous, or not worth waiting for
 )
 
@@ -146,7 +151,7 @@ var reasonNames = [...]string{
 	ProtocolError: "protocol error", DialError: "local service unreachable", UnknownTunnel: "unknown tunnel",
 	IdleTimeout: "idle timeout", HalfCloseTimeout: "half-close timeout", WaitTimeout: "no proxy connection in time",
 	ConnLimit: "connection limit", NoDescriptors: "out of descriptors", Cut: "cut", Stopped: "stopped", VisitorLeft: "visitor left",
-	BadPreface: "bad preface", PrefaceTimeout: "preface timeout", Missed: "heartbeats missed", PeerDead: "peer dead", Closed: "closed",
+	BadPreface: "bad preface", PrefaceTimeout: "preface timeout", Missed: "heartbeats missed", PeerDead: "peer dead", TLSPreface: "bad preface: it looks like TLS", Closed: "closed",
 }
 
 // String gives the words used in logs and metrics.

@@ -338,7 +338,11 @@ func TestBadPrefaces(t *testing.T) {
 				t.Fatalf("answered with %x", got)
 			}
 			ev := await[PrefaceFailed](n.fixture)
-			if ev.Reason != BadPreface || ev.Peer.String() != c.LocalAddr().String() {
+			want := BadPreface
+			if name == "TLS" {
+				want = TLSPreface
+			}
+			if ev.Reason != want || ev.Peer.String() != c.LocalAddr().String() {
 				t.Fatalf("got %+v", ev)
 			}
 		})

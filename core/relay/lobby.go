@@ -40,7 +40,11 @@ func (l *loop) readPreface(p *proxyConn) {
 		}
 		o.got += n
 		if k := min(o.got, len(frame.Magic)); string(o.preface[:k]) != frame.Magic[:k] {
-			l.closeProxy(p, BadPreface)
+			why := BadPreface
+			if o.got > 0 && o.preface[0] == frame.TLSHandshake {
+				why = TLSPreface
+			}
+			l.closeProxy(p, why)
 			return
 		}
 	}

@@ -197,12 +197,15 @@ func (l *loop) closeRaw(c *rawConn, orderly bool) {
 }
 
 // refuse ends a PublicConn that never became a stream.
-func (l *loop) refuse(c *rawConn, why Reason) {
+func (l *loop) refuse(c *rawConn, why Reason) { l.refuseAs(c, Refused{Reason: why}) }
+
+func (l *loop) refuseAs(c *rawConn, ev Refused) {
 	if c.wait != nil {
 		c.wait.shard.leave(l, c)
 	}
 	bump(&c.tunnel.cells[l.id].refused, 1)
-	l.tell(Refused{Tunnel: c.tunnel.id, Source: c.source.addrPort(), Reason: why})
+	ev.Tunnel, ev.Source = c.tunnel.id, c.source.addrPort()
+	l.tell(ev)
 	l.closeRaw(c, false)
 }
 

@@ -44,7 +44,7 @@ func TestDialDoesNotReachItself(t *testing.T) {
 			if !errors.Is(err, syscall.ECONNRESET) {
 				t.Errorf("the visitor got %v, want a reset", err)
 			}
-			if ev := await[StreamEnded](f); ev.Reason != DialError {
+			if ev := await[StreamEnded](f); ev.Reason != DialError || !errors.Is(ev.Err, syscall.ECONNREFUSED) {
 				t.Errorf("ended with %+v", ev)
 			}
 			reachesItself(t, target)

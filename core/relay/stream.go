@@ -359,6 +359,9 @@ func (l *loop) endStream(s *stream, why Reason) {
 		Tunnel: s.tunnel.id, Source: s.front.source.addrPort(), Up: s.up, Down: s.down,
 		Duration: time.Duration(l.now - s.began), Reason: why,
 	}
+	if why == DialError {
+		ev.Err = s.dialError()
+	}
 	l.closeRaw(s.front, why == Done)
 	if s.back != nil {
 		l.closeRaw(s.back, why == Done)
@@ -373,4 +376,17 @@ func (l *loop) endStream(s *stream, why Reason) {
 		}
 	}
 	l.tell(ev)
+}
+
+// dialError is why the LocalServer could not be reached; nil when the other side
+// has tried.
+func (s *stream) dialError() error {
+	c := s.front
+	if s.back != nil {
+		c = s.back
+	}
+	if c.dial == nil {
+		return nil
+	}
+	return c.dial.err()
 }

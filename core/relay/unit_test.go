@@ -254,7 +254,7 @@ func TestReasons(t *testing.T) {
 		ProtocolError: frame.ResetPeer, DialError: frame.ResetDial, UnknownTunnel: frame.ResetTunnel, IdleTimeout: frame.ResetTimeout,
 		HalfCloseTimeout: frame.ResetTimeout, WaitTimeout: frame.ResetPeer, ConnLimit: frame.ResetPeer, NoDescriptors: frame.ResetExhausted,
 		Cut: frame.ResetClosed, Stopped: frame.ResetClosed, VisitorLeft: frame.ResetPeer, BadPreface: frame.ResetPeer,
-		PrefaceTimeout: frame.ResetPeer, Missed: frame.ResetPeer, PeerDead: frame.ResetTimeout, Closed: frame.ResetPeer,
+		PrefaceTimeout: frame.ResetPeer, Missed: frame.ResetPeer, PeerDead: frame.ResetTimeout, Closed: frame.ResetPeer, TLSPreface: frame.ResetPeer,
 	}
 	if len(codes) != len(reasonNames)-1 {
 		t.Fatalf("%d reasons in the table, %d have a name", len(codes), len(reasonNames)-1)

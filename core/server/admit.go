@@ -41,6 +41,7 @@ type door struct {
 	hub           *hub
 	log           *slog.Logger
 	refusals      *logging.RateLimited
+	logins        *logging.RateLimited // refused ones
 	failures      *failures
 	slots         chan struct{}
 	room          *waitingRoom
@@ -50,6 +51,8 @@ type door struct {
 
 // serve accepts until the listener is closed.
 func (d *door) serve(ctx context.Context, ln net.Listener) {
+	defer d.logins.Flush()
+	defer d.refusals.Flush()
 	for {
 		conn, err := ln.Accept()
 		if errors.Is(err, net.ErrClosed) {
@@ -105,7 +108,7 @@ func (d *door) bring(ctx context.Context, conn net.Conn, greeted func()) *caller
 		return nil
 	}
 	if refusal := d.identify(ctx, g); refusal != nil {
-		d.refusals.Log(slog.LevelWarn, "identify "+peer.Addr().String(), "client refused", "client", g.hello.GetName(), "source", peer.String(), "reason", refusal.GetReason())
+		d.logRefused(g.hello, peer, refusal)
 		var retry time.Duration
 		if refusal.GetCode() == wire.CodeShutdown {
 			retry = d.hub.herd.next()

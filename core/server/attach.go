@@ -50,7 +50,7 @@ func (a attachment) handle(h *hub) {
 			level = slog.LevelWarn // only the operator can end this
 		}
 		h.refusals.Log(level, "attach "+a.link.peer.Addr().String(), "client refused",
-			"client", a.hello.GetName(), "source", a.link.peer.String(), "reason", refusal.GetReason())
+			refusedLogin(a.hello, a.link.peer, refusal)...)
 		a.link.finish(wire.NewGoodbye(refusal, retry).ServerMessage())
 		a.reply <- admitted{}
 		return

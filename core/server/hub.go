@@ -85,7 +85,9 @@ type start struct {
 type site struct {
 	ephemeral    identity.PortRange
 	ctl          netip.AddrPort
-	proxyAddress string // of the proxy port, as the Welcome gives it
+	proxy        netip.AddrPort // of the proxy port
+	proxyAddress string         // the same as the Welcome gives it
+	room         room
 }
 
 // maps are the hub's indexes.
@@ -99,6 +101,7 @@ type maps struct {
 	former    map[relay.PoolID]*former // closed pools with streams that run on
 	revoked   map[string]uint64        // subjects, by the revocation that named them
 	ports     *portMemory
+	denied    denials
 	next      uint64 // last pool or tunnel number given
 }
 
@@ -118,12 +121,12 @@ func newHub(o *Options, e engine) *hub {
 		options: o, engine: e, log: o.Log,
 		in: make(chan request), policies: make(chan Policy),
 		refusals: logging.NewRateLimited(o.Log, 10*time.Second, 256),
-		policy:   o.Policy, site: site{ephemeral: ephemeralPorts()},
+		policy:   o.Policy, site: site{ephemeral: ephemeralPorts(), room: o.room()},
 		maps: maps{
 			controls: make(map[controlKey]*Control), byID: make(map[uint64]*Control), instances: make(map[instance]*Control),
 			pools: make(map[relay.PoolID]*Control), tunnels: make(map[relay.TunnelID]*Tunnel), closing: make(map[relay.TunnelID]*departure),
 			former: make(map[relay.PoolID]*former), revoked: make(map[string]uint64),
-			ports: newPortMemory(), next: uint64(proxyDoor),
+			ports: newPortMemory(), denied: make(denials), next: uint64(proxyDoor),
 		},
 	}
 }
@@ -155,6 +158,8 @@ func (h *hub) run(ctx context.Context) error {
 			}
 		case names := <-h.options.Revoked:
 			h.revoke(names)
+		case changed := <-h.options.Regranted:
+			h.regrant(changed)
 		case p := <-h.policies:
 			h.apply(p)
 		case now := <-h.sweep.C:
@@ -213,7 +218,7 @@ func (h *hub) event(ev relay.Event) {
 		h.log.Debug("stream ended", "tunnel", h.tunnelName(ev.Tunnel), "source", ev.Source.String(),
 			"up", ev.Up, "down", ev.Down, "duration", ev.Duration, "reason", ev.Reason.String())
 	case relay.PrefaceFailed:
-		h.refusals.Log(slog.LevelInfo, "preface "+ev.Peer.Addr().String(), "proxy connection refused", "source", ev.Peer.String(), "reason", ev.Reason.String())
+		h.prefaceFailed(ev)
 	case relay.Refused:
 		h.refused(ev)
 	case relay.Exhausted:
@@ -227,11 +232,11 @@ func (h *hub) refused(ev relay.Refused) {
 		h.log.Debug("visitor left before its stream began", "tunnel", h.tunnelName(ev.Tunnel), "source", ev.Source.String())
 		return
 	}
-	advice := "the client may be away or overloaded"
+	advice := "the client may be away or overloaded, or cannot reach the proxy port (proxy_listen)"
 	if ev.Reason == relay.ConnLimit {
-		advice = "raise limits.max_conns or limits.max_conns_per_tunnel if this is not an attack"
+		advice = h.limitAdvice(ev.Whole)
 	}
-	h.refusals.Log(slog.LevelWarn, fmt.Sprintf("refused %d %d", ev.Tunnel, ev.Reason), "visitor refused",
+	h.refusals.Log(slog.LevelWarn, fmt.Sprintf("refused %d %d %v", ev.Tunnel, ev.Reason, ev.Whole), "visitor refused",
 		"tunnel", h.tunnelName(ev.Tunnel), "source", ev.Source.String(), "reason", ev.Reason.String(), "advice", advice)
 }
 
@@ -266,6 +271,15 @@ func (h *hub) preface(ev relay.PrefaceReceived) {
 	h.engine.Submit(relay.Park{Conn: ev.Conn, Pool: c.pool, Ready: p.Ready(c.prefaceKey(), frame.Exporter{})})
 }
 
+// prefaceFailed logs a conn on the proxy port that did not come to be verified.
+func (h *hub) prefaceFailed(ev relay.PrefaceFailed) {
+	args := []any{"source", ev.Peer.String(), "reason", ev.Reason.String()}
+	if ev.Reason == relay.TLSPreface {
+		args = append(args, "advice", "if this is a client of yours, its `server` wants the address of ctl_listen, not of proxy_listen")
+	}
+	h.refusals.Log(slog.LevelInfo, "preface "+ev.Peer.Addr().String(), "proxy connection refused", args...)
+}
+
 // needed asks the client for ProxyConns.
 func (h *hub) needed(ev relay.Needed) {
 	c := h.maps.pools[ev.Pool]
@@ -281,13 +295,17 @@ func (h *hub) needed(ev relay.Needed) {
 // the limits forbid from now on is refused from now on.
 func (h *hub) apply(p Policy) {
 	h.policy = p
-	h.engine.Submit(relay.Configure{Settings: p.Relay})
+	h.site.proxyAddress = h.reachable()
+	h.engine.Submit(relay.Configure{Settings: h.site.room.settings(p.Relay)})
 	for _, c := range h.maps.controls {
 		h.openPool(c)
 	}
 	for _, t := range h.maps.tunnels {
 		h.limit(t)
 		h.reroute(t)
+	}
+	for _, c := range h.maps.controls {
+		h.retryDenied(c)
 	}
 	h.log.Info("configuration applied")
 }
@@ -335,6 +353,8 @@ func (h *hub) tick(now time.Time) {
 			c.send((&wire.Ping{}).ServerMessage())
 		}
 	}
+	h.forgetDenied()
+	h.fit()
 	h.stock(now)
 	if len(h.maps.controls) == 0 {
 		h.sweep.end()

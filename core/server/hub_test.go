@@ -240,10 +240,12 @@ func TestReportsOfTheEngine(t *testing.T) {
 		event relay.Event
 		says  []string
 	}{
-		{relay.Refused{Tunnel: 77, Source: source, Reason: relay.ConnLimit}, []string{"visitor refused", "192.0.2.7:9", "closed tunnel 77", "limits.max_conns"}},
+		{relay.Refused{Tunnel: 77, Source: source, Reason: relay.ConnLimit, Whole: true}, []string{"visitor refused", "192.0.2.7:9", "closed tunnel 77", "raise limits.max_conns if"}},
+		{relay.Refused{Source: source, Reason: relay.ConnLimit}, []string{"visitor refused", "limits.max_conns_per_tunnel"}},
 		{relay.Refused{Source: source, Reason: relay.WaitTimeout}, []string{"visitor refused", "away or overloaded"}},
 		{relay.Refused{Source: source, Reason: relay.VisitorLeft}, []string{"level=DEBUG", "visitor left"}},
 		{relay.PrefaceFailed{Peer: source, Reason: relay.BadPreface}, []string{"proxy connection refused", "192.0.2.7:9", "bad preface"}},
+		{relay.PrefaceFailed{Peer: source, Reason: relay.TLSPreface}, []string{"192.0.2.7:9", "looks like TLS", "address of ctl_listen"}},
 		{relay.Exhausted{Err: errors.New("too many open files")}, []string{"level=ERROR", "LimitNOFILE", "too many open files"}},
 		{relay.StreamEnded{Tunnel: 5, Source: source, Up: 3, Reason: relay.Done}, []string{"stream ended", "up=3", "done"}},
 	}

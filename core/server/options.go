@@ -20,6 +20,9 @@ type Options struct {
 	ProxyListen string // host:port of the proxy port; the host is an address or empty
 	TLS         *tls.Config
 	Loops       int // event loops, at least 1
+	// Descriptors is how many files the process may have open (RLIMIT_NOFILE).
+	// Visitors are bounded so that their ProxyConns find one; 0 leaves that out.
+	Descriptors int
 	Policy      Policy
 	// Secret is what session keys are derived from; 32 random bytes.
 	Secret        [32]byte
@@ -30,6 +33,9 @@ type Options struct {
 	// PortsFile is where the public ports of tunnels are remembered from one run
 	// to the next, made at need; empty: they are not. Nobody else may write it.
 	PortsFile string
+	// Regranted delivers grants that have changed, by subject; nil if none do. They
+	// are sent after Authenticate has begun to give them.
+	Regranted <-chan map[string]identity.Grants
 	Version   string
 	Log       *slog.Logger
 	// Ready is called once, when both ports are being served.
@@ -39,6 +45,9 @@ type Options struct {
 // Policy is the part of the configuration that Reconfigure replaces while the
 // server runs.
 type Policy struct {
+	// ProxyAdvertise is the host:port at which clients reach the proxy port, which
+	// counts from their next connection on; empty: where it listens.
+	ProxyAdvertise   string
 	PublicBind       []netip.Addr // where tunnels listen that do not ask for an address
 	Ports            []identity.PortRange
 	MaxTunnels       int           // per client; 0: no limit
@@ -92,6 +101,13 @@ func (t tokens) Authenticate(_ context.Context, l Login) (Identity, error) {
 		return Identity{}, err
 	}
 	return Identity{Subject: token.Name, Grants: token.Grants}, nil
+}
+
+// room is what there is before the first client.
+func (o *Options) room() room {
+	r := room{descriptors: o.Descriptors, loops: o.Loops}
+	r.fit(0, 0)
+	return r
 }
 
 func (o *Options) check() error {

@@ -30,7 +30,8 @@ func New(o Options) (*Server, error) {
 	if o.Policy.HandshakeTimeout == 0 {
 		o.Policy.HandshakeTimeout = defaultHandshakeTimeout
 	}
-	s := &Server{options: o, engine: relay.New(relay.Options{Loops: o.Loops, Settings: o.Policy.Relay})}
+	room := o.room()
+	s := &Server{options: o, engine: relay.New(relay.Options{Loops: o.Loops, Settings: room.settings(o.Policy.Relay)})}
 	s.hub = newHub(&s.options, s.engine)
 	return s, nil
 }
@@ -99,6 +100,7 @@ func (s *Server) door(tasks *sync.WaitGroup) *door {
 		tls: s.options.TLS, authenticator: s.options.Authenticator, timeout: s.options.Policy.HandshakeTimeout,
 		hub: s.hub, log: s.options.Log, failures: newFailures(), tasks: tasks,
 		refusals: logging.NewRateLimited(s.options.Log, 10*time.Second, 256),
+		logins:   logging.NewRateLimited(s.options.Log, 10*time.Second, maxRefusedKeys),
 		slots:    make(chan struct{}, handshakeSlots),
 		room:     newWaitingRoom(maxUnadmitted),
 		tidy:     newTidy(),
@@ -111,12 +113,22 @@ func (h *hub) proxyListening(ev relay.Listening) {
 		h.start.failed = fmt.Errorf("open the proxy port: %w", ev.Err)
 		return
 	}
-	at := ev.Addresses[0]
-	h.site.proxyAddress = fmt.Sprintf(":%d", at.Port())
-	if ip := at.Addr(); !ip.IsUnspecified() && ip != h.site.ctl.Addr() {
-		h.site.proxyAddress = at.String() // clients would look for it beside the control port
+	h.site.proxy = ev.Addresses[0]
+	h.site.proxyAddress = h.reachable()
+	h.start.serving(h.site.proxy)
+}
+
+// reachable is where clients find the proxy port: as the policy says, or beside
+// the control port unless it listens elsewhere.
+func (h *hub) reachable() string {
+	if h.policy.ProxyAdvertise != "" {
+		return h.policy.ProxyAdvertise
 	}
-	h.start.serving(at)
+	at := h.site.proxy
+	if ip := at.Addr(); !ip.IsUnspecified() && ip != h.site.ctl.Addr() {
+		return at.String() // clients would look for it beside the control port
+	}
+	return fmt.Sprintf(":%d", at.Port())
 }
 
 // proxyListen resolves the address of the proxy port.

@@ -94,6 +94,7 @@ func keeps(hello *wire.Hello) int {
 // stock fills and trims the pools according to their use.
 func (h *hub) stock(now time.Time) {
 	h.sweep.uses = h.engine.PoolUses(h.sweep.uses[:0])
+	room := h.spareRoom()
 	for _, u := range h.sweep.uses {
 		c := h.maps.pools[u.Pool]
 		if c == nil {
@@ -102,6 +103,13 @@ func (h *hub) stock(now time.Time) {
 		s := &c.supply
 		s.note(u, s.refill, now)
 		want := s.want(min(s.keeps, h.policy.PoolMax), now)
+		if room >= 0 { // idle conns must not take the descriptors of visitors
+			want = min(want, u.Idle+room)
+			room -= max(0, want-u.Idle)
+			if room == 0 && u.Claims == 0 {
+				want = 0
+			}
+		}
 		if n := spare(want, u.Idle); n > 0 {
 			c.ask(n, now)
 		}

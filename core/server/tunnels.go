@@ -26,6 +26,7 @@ func (m received) handle(h *hub) {
 	case *wire.ClientMessage_RegisterTunnel:
 		h.register(c, k.RegisterTunnel.GetSpec())
 	case *wire.ClientMessage_CloseTunnel:
+		h.maps.denied.drop(c, k.CloseTunnel.GetName())
 		if t := c.tunnels[k.CloseTunnel.GetName()]; t != nil {
 			h.log.Info("tunnel closed by its client", "tunnel", t.name(), "client", c.key.name, "control", c.id)
 			delete(c.tunnels, t.name())
@@ -52,9 +53,11 @@ func (h *hub) register(c *Control, spec *wire.TunnelSpec) {
 	}
 	if refusal != nil {
 		h.log.Warn("tunnel refused", "tunnel", spec.GetName(), "client", c.key.name, "control", c.id, "reason", refusal.GetReason())
+		h.maps.denied.note(c, spec, refusal)
 		c.send((&wire.TunnelRejected{Name: spec.GetName(), Refusal: refusal}).ServerMessage())
 		return
 	}
+	h.maps.denied.drop(c, spec.GetName())
 	if old != nil && same(old.spec, spec) {
 		if len(old.addresses) > 0 {
 			c.send(old.registered().ServerMessage())
@@ -127,7 +130,7 @@ func (h *hub) tunnelListening(ev relay.Listening) {
 			delete(c.tunnels, t.name())
 		}
 		refusal := listenRefusal(ev.Err, t.asked())
-		h.log.Warn("tunnel refused", "tunnel", t.name(), "client", c.key.name, "control", c.id, "error", ev.Err)
+		h.log.Warn("tunnel refused", append([]any{"tunnel", t.name(), "client", c.key.name, "control", c.id, "error", ev.Err}, h.holder(t, ev.Err)...)...)
 		c.send((&wire.TunnelRejected{Name: t.name(), Refusal: refusal}).ServerMessage())
 		return
 	}

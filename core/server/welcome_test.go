@@ -27,3 +27,24 @@ func TestWelcomeNamesTheProxyHost(t *testing.T) {
 		})
 	}
 }
+
+// What the policy advertises is told, after a reload too.
+func TestAdvertisedProxyAddress(t *testing.T) {
+	policy := testPolicy()
+	policy.ProxyAdvertise = "data.example.net:9001"
+	r := startServer(t, func(o *Options) { o.Policy = policy })
+	first := r.dial().login()
+	if got := first.welcome.GetProxyAddress(); got != policy.ProxyAdvertise {
+		t.Errorf("the proxy port is said to be at %q", got)
+	}
+	policy.ProxyAdvertise = ""
+	if err := r.Reconfigure(t.Context(), policy); err != nil {
+		t.Fatal(err)
+	}
+	second := r.dial()
+	second.name = "other"
+	second.login()
+	if _, port, err := net.SplitHostPort(second.welcome.GetProxyAddress()); err != nil || port != fmt.Sprint(r.proxy.Port()) {
+		t.Errorf("after the reload at %q, and is %v", second.welcome.GetProxyAddress(), r.proxy)
+	}
+}

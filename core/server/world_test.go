@@ -125,6 +125,7 @@ type world struct {
 	engine  *fakeEngine
 	guard   *guard
 	revoked chan []string
+	granted chan map[string]identity.Grants
 	log     *logtest.Output
 	ctx     context.Context
 	end     context.CancelFunc
@@ -140,12 +141,14 @@ func inWorld(t *testing.T, p Policy, test func(w *world)) {
 		w := &world{
 			t: t, engine: &fakeEngine{events: make(chan []relay.Event, 4096), taken: make(map[uint16]error)},
 			guard: &guard{grants: make(map[string]identity.Grants)}, revoked: make(chan []string), log: new(logtest.Output),
+			granted: make(chan map[string]identity.Grants),
 		}
 		w.ctx, w.end = context.WithCancel(context.Background())
 		s := &Server{options: Options{
-			TLS: serverTLS(), Policy: p, Authenticator: w.guard, Revoked: w.revoked, Version: "test", Log: w.log.Logger(), Secret: [32]byte{7},
+			TLS: serverTLS(), Policy: p, Authenticator: w.guard, Revoked: w.revoked, Regranted: w.granted, Version: "test", Log: w.log.Logger(), Secret: [32]byte{7},
 		}}
 		s.hub = newHub(&s.options, w.engine)
+		s.hub.site.proxy = netip.AddrPortFrom(netip.IPv6Unspecified(), 7001)
 		s.hub.site.proxyAddress = ":7001"
 		s.hub.site.ephemeral = identity.PortRange{First: 32768, Last: 60999}
 		w.hub, w.door = s.hub, s.door(&w.tasks)

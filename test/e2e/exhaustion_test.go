@@ -178,3 +178,25 @@ func TestClientOutOfDescriptors(t *testing.T) {
 	recovers(t, w)
 	say(t, first, "and on")
 }
+
+// Visitors leave descriptors to their ProxyConns: of more than fit those that do
+// are served, and the others are reset at once.
+func TestVisitorsLeaveDescriptors(t *testing.T) {
+	t.Parallel()
+	const files, visitors, fit = 64, 60, 14
+	w := echoWorld(t, setup{serverFiles: files, server: "loops = 2\n[timeouts]\nconnect = \"1m\""})
+	for round := range 3 {
+		served, _ := flood(t, w.web(), visitors)
+		if len(served) < fit-2 || len(served) > fit {
+			t.Errorf("round %d: %d of %d visitors were served with %d descriptors, want %d", round, len(served), visitors, files, fit)
+		}
+		for _, c := range served {
+			c.Close()
+		}
+		recovers(t, w)
+	}
+	w.log(w.server, 0, `level=WARN msg="visitor refused" tunnel=web .*reason="connection limit" advice="the limit on open files allows 14 visitors .*LimitNOFILE`)
+	if n := w.server.stderr.count(`level=ERROR`); n > 0 {
+		t.Errorf("%d errors, want none: nothing was exhausted", n)
+	}
+}

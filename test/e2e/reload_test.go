@@ -117,7 +117,9 @@ func TestServerReload(t *testing.T) {
 	mark := w.server.stderr.mark()
 	w.write("server.toml", base+"\n[limits]\nmax_conns = \"many\"\nprots = 4\n")
 	w.signal(w.server, syscall.SIGHUP)
-	w.log(w.server, mark, `level=ERROR msg="reload failed, nothing was changed" error=".*server\.toml:\d+: limits\.max_conns: .*server\.toml:\d+: limits\.prots: unknown key`)
+	w.log(w.server, mark, `level=ERROR msg="mistake in the configuration" problem=".*server\.toml:\d+: limits\.max_conns: `)
+	w.log(w.server, mark, `level=ERROR msg="mistake in the configuration" problem=".*server\.toml:\d+: limits\.prots: unknown key`)
+	w.log(w.server, mark, `level=ERROR msg="the configuration was not applied, nothing has changed`)
 	say(t, second, "still here")
 
 	// A narrower range of ports is for tunnels to come.

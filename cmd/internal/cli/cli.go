@@ -110,6 +110,8 @@ func run(ctx context.Context, root *cobra.Command, args []string, stderr io.Writ
 	root.SilenceErrors, root.SilenceUsage = true, true
 	root.SetArgs(args)
 	root.SetErr(stderr)
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return flagError(err) })
+	addVersionFlag(root)
 	prepare(root)
 
 	command, err := root.ExecuteContextC(ctx)

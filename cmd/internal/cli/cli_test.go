@@ -35,7 +35,7 @@ func newTestRoot() *cobra.Command {
 		return func(*cobra.Command, []string) error { return err }
 	}
 	broken := errors.New("read file: broken")
-	work := &cobra.Command{Use: "work FILE", Args: cobra.ExactArgs(1), RunE: fail(nil)}
+	work := &cobra.Command{Use: "work FILE", Args: Args("FILE"), RunE: fail(nil)}
 	work.Flags().Int("count", 0, "")
 	need := &cobra.Command{Use: "need", RunE: fail(nil)}
 	need.Flags().String("config", "", "")
@@ -92,9 +92,11 @@ func TestExitCodes(t *testing.T) {
 		{"token", ExitUsage, "error: prog token needs a command: add, list\nRun 'prog token --help' for usage.\n"},
 		{"token lst", ExitUsage, `error: unknown command "lst" for "prog token"; did you mean "list"?` + "\nRun 'prog token --help' for usage.\n"},
 		{"token zzz", ExitUsage, `error: unknown command "zzz" for "prog token"` + "\nRun 'prog token --help' for usage.\n"},
-		{"work", ExitUsage, "error: accepts 1 arg(s), received 0\nRun 'prog work --help' for usage.\n"},
+		{"work", ExitUsage, "error: FILE is missing\nRun 'prog work --help' for usage.\n"},
+		{"work a b", ExitUsage, "error: \"b\" is one argument too many\nRun 'prog work --help' for usage.\n"},
+		{"--version", ExitOK, ""},
 		{"work a --nope", ExitUsage, "error: unknown flag: --nope\nRun 'prog work --help' for usage.\n"},
-		{"work a --count x", ExitUsage, "error: invalid argument \"x\" for \"--count\" flag: strconv.ParseInt: parsing \"x\": invalid syntax" +
+		{"work a --count x", ExitUsage, "error: --count: must be a whole number; got \"x\"" +
 			"\nRun 'prog work --help' for usage.\n"},
 		{"need", ExitUsage, "error: required flag(s) \"config\" not set\nRun 'prog need --help' for usage.\n"},
 		{"version x", ExitUsage, "error: unknown command \"x\" for \"prog version\"\nRun 'prog version --help' for usage.\n"},
@@ -238,6 +240,12 @@ func TestVersionCommand(t *testing.T) {
 	root.SetOut(&stdout)
 	if code := run(context.Background(), root, []string{"version"}, &stderr); code != ExitOK {
 		t.Fatalf("exit code %d: %s", code, stderr.String())
+	}
+	var flag bytes.Buffer
+	again := newTestRoot()
+	again.SetOut(&flag)
+	if code := run(context.Background(), again, []string{"--version"}, &stderr); code != ExitOK || flag.String() != stdout.String() {
+		t.Errorf("--version: exit code %d, printed %q", code, flag.String())
 	}
 	if got := stdout.String(); !strings.HasPrefix(got, "prog v1.2.3 (go") || !strings.HasSuffix(got, ", protocol 1)\n") {
 		t.Errorf("printed %q", got)

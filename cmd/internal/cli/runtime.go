@@ -4,6 +4,7 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
+	"syscall"
 )
 
 // gcPercent keeps the heap small: the data path leaves next to no garbage, and
@@ -20,4 +21,14 @@ func FitRuntime(loops int) {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(gcPercent)
 	}
+}
+
+// Descriptors is how many files this process may have open: RLIMIT_NOFILE, which
+// the Go runtime has raised to the hard limit. 0 when it cannot be found out.
+func Descriptors() int {
+	var limit syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+		return 0
+	}
+	return int(min(limit.Cur, 1<<30))
 }

@@ -29,3 +29,9 @@ func TestFitRuntime(t *testing.T) {
 		})
 	}
 }
+
+func TestDescriptors(t *testing.T) {
+	if n := Descriptors(); n < 16 || n > 1<<30 {
+		t.Errorf("%d descriptors", n)
+	}
+}

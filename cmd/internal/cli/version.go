@@ -41,17 +41,34 @@ func version(linked string, info *debug.BuildInfo) string {
 	return v
 }
 
+// versionLineKey is the annotation of the command "version" that holds its line.
+const versionLineKey = "line"
+
+// addVersionFlag gives root the flag --version if it has the command.
+func addVersionFlag(root *cobra.Command) {
+	for _, child := range root.Commands() {
+		if line := child.Annotations[versionLineKey]; line != "" {
+			root.Version = line // without it there is no flag
+			root.SetVersionTemplate("{{.Version}}")
+		}
+	}
+}
+
+func versionLine(name, version string, protocol uint32) string {
+	return fmt.Sprintf("%s %s (%s %s/%s, protocol %d)\n", name, version, runtime.Version(), runtime.GOOS, runtime.GOARCH, protocol)
+}
+
 // NewVersionCommand returns the command "version", which prints one line to
 // the root command's output: name, version, Go version, platform and the
-// protocol version.
+// protocol version. With it below its root, --version prints the same.
 func NewVersionCommand(name, version string, protocol uint32) *cobra.Command {
 	return &cobra.Command{
-		Use:   "version",
-		Short: "Print the version",
-		Args:  cobra.NoArgs,
+		Use:         "version",
+		Short:       "Print the version",
+		Args:        cobra.NoArgs,
+		Annotations: map[string]string{versionLineKey: versionLine(name, version, protocol)},
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s %s (%s %s/%s, protocol %d)\n",
-				name, version, runtime.Version(), runtime.GOOS, runtime.GOARCH, protocol)
+			_, err := fmt.Fprint(cmd.OutOrStdout(), versionLine(name, version, protocol))
 			if err != nil {
 				return fmt.Errorf("print version: %w", err)
 			}

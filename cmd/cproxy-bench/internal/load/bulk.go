@@ -131,11 +131,39 @@ func (s *flows) all(ctx context.Context, w Window) (BulkResult, error) {
 // finish ends the flows in an orderly way and adds what the server confirms.
 func (s *flows) finish(ctx context.Context, r BulkResult) (BulkResult, error) {
 	s.each((*flow).stop)
-	if err := collect(ctx, s.ended, len(s.flows), finishLimit, "end bulk flows"); err != nil {
+	if err := s.await(ctx, finishLimit); err != nil {
 		return BulkResult{}, fmt.Errorf("bulk flow: %w", err)
 	}
 	s.confirm(&r)
 	return r, nil
+}
+
+// await waits until all flows have ended, for as long as no more than patience
+// passes without a byte: a tunnel with a rate limit takes its time over what is
+// in the buffers on the way.
+func (s *flows) await(ctx context.Context, patience time.Duration) error {
+	tick := time.NewTicker(patience)
+	defer tick.Stop()
+	moved := s.totals()
+	for got := 0; got < len(s.flows); {
+		select {
+		case err := <-s.ended:
+			if err != nil {
+				return err
+			}
+			got++
+		case <-tick.C:
+			now := s.totals()
+			if now == moved {
+				return fmt.Errorf("end bulk flows: %d of %d, and no byte came for %v; is the tunnel up, and cproxy-bench serve behind it? "+
+					"On a tunnel with a rate limit (rate_up, rate_down) what is in buffers on the way can take long: use --bytes", got, len(s.flows), patience)
+			}
+			moved = now
+		case <-ctx.Done():
+			return errInterrupted
+		}
+	}
+	return nil
 }
 
 // confirm counts the confirmed flows. All have ended: their last report makes
