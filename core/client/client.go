@@ -23,7 +23,7 @@ type timing struct {
 	resolve    time.Duration // between two look-ups of a LocalServer's name
 	register   time.Duration // least wait after a tunnel was refused for now
 	superseded time.Duration // least wait after another instance took over
-	refused    time.Duration // least wait after a refusal that only a person can mend
+	refused    time.Duration // least wait after a login was refused for good
 	draw       func(n int64) int64
 }
 

@@ -254,8 +254,6 @@ func reconnectFloor(err error, t timing) time.Duration {
 		return 0
 	case refused.Code() == wire.CodeSuperseded:
 		return max(refused.RetryAfter, t.superseded)
-	case refused.Permanent():
-		return max(refused.RetryAfter, t.refused)
 	default:
 		return refused.RetryAfter
 	}

@@ -42,13 +42,27 @@ type passed struct {
 }
 
 func (m passed) apply(l *loop) {
-	l.visitors.Add(-1) // on its way no more: enter counts it
+	m.uncount(l)
+	// A Reroute may have been quicker.
+	for _, a := range l.doors[m.conn.tunnel.id] {
+		if r, public := a.route.(publicRoute); public && a.tunnel == m.conn.tunnel {
+			m.route = r
+		}
+	}
 	m.route.admit(l, m.conn)
+}
+
+// uncount takes back what counted the conn on its way: enter counts it anew.
+func (m passed) uncount(l *loop) {
+	l.visitors.Add(-1)
+	m.conn.tunnel.conns.Add(-1)
 }
 
 // lost closes a PublicConn that comes to a loop that has ended.
 func (m passed) lost(l *loop) {
-	l.visitors.Add(-1)
+	m.uncount(l)
+	bump(&m.conn.tunnel.cells[l.id].refused, 1)
+	l.tell(Refused{Tunnel: m.conn.tunnel.id, Source: m.conn.source.addrPort(), Reason: Stopped})
 	closefd(m.conn.fd)
 }
 
@@ -61,6 +75,7 @@ func (l *loop) arrive(r publicRoute, t *tunnel, fd int, peer netip.AddrPort) {
 		return
 	}
 	to.visitors.Add(1)
+	t.conns.Add(1) // or a tunnel that listens no more would be forgotten
 	to.inbox.post(passed{r, c})
 }
 

@@ -105,8 +105,11 @@ func TestPassedToLoopThatEnds(t *testing.T) {
 		t.Fatalf("%d counted on the way", n)
 	}
 	e.loops[1].discardAll()
-	if n := e.loops[1].visitors.Load(); n != 0 {
-		t.Errorf("%d still counted", n)
+	if n, m := e.loops[1].visitors.Load(), e.tunnel(linkTunnel).conns.Load(); n != 0 || m != 0 {
+		t.Errorf("%d and %d still counted", n, m)
+	}
+	if told := e.loops[1].work.events; len(told) != 1 || told[0].(Refused).Reason != Stopped {
+		t.Errorf("told %v", told)
 	}
 	if _, err := io.ReadAll(visitor); err == nil {
 		t.Error("the visitor read a clean end")
@@ -125,5 +128,30 @@ func TestFreezeDeliversPassed(t *testing.T) {
 	t.Cleanup(s.Close)
 	if len(s.Waiting) != 1 || s.Waiting[0].Source != visitor.LocalAddr().(*net.TCPAddr).AddrPort() {
 		t.Errorf("waiting: %+v", s.Waiting)
+	}
+}
+
+// A conn on its way goes where its tunnel leads when it arrives: its pool may have
+// closed meanwhile, when another client took over.
+func TestPassedAfterReroute(t *testing.T) {
+	e := idleEngine(t, 2)
+	const later = linkPool + 1
+	for _, id := range []PoolID{linkPool, later} {
+		e.Submit(OpenPool{Pool: id, Side: ServerSide, MaxIdle: -1})
+	}
+	e.deliverAll()
+	l := e.loops[1]
+	a := l.door(t, ToPool{Pool: linkPool, Wire: linkWire})
+	e.loops[0].visitors.Store(9)
+	ours, visitor := tcpPair(t)
+	e.Submit(Reroute{Tunnel: a.tunnel.id, Route: ToPool{Pool: later, Wire: linkWire}})
+	e.Submit(ClosePool{Pool: linkPool})
+	e.loops[0].arrive(ToPool{Pool: linkPool, Wire: linkWire}, a.tunnel, ours, visitor.LocalAddr().(*net.TCPAddr).AddrPort())
+	if n := a.tunnel.conns.Load(); n != 1 {
+		t.Errorf("%d counted on the way", n)
+	}
+	e.deliverAll()
+	if n := l.shards[later].waiting.len(); n != 1 {
+		t.Errorf("%d wait at the new pool; told %v", n, l.work.events)
 	}
 }

@@ -33,16 +33,17 @@ func (e *Engine) PoolUses(uses []PoolUse) []PoolUse {
 func (p *pool) use() PoolUse {
 	u := PoolUse{Pool: p.id}
 	var claims, missed uint64
-	look := p.look.Add(1)
+	look := p.look.Load()
 	for i := range p.cells {
 		c := &p.cells[i]
 		u.Idle += int(c.idle.Load())
 		claims += c.claims.Load()
 		missed += c.missed.Load()
-		if d := c.drawn.Load(); uint32(d>>32) == look-1 { // else nothing has changed since
+		if d := c.drawn.Load(); uint32(d>>32) == look { // else nothing has changed since
 			u.Drawn += int(uint32(d))
 		}
 	}
+	p.look.Add(1) // what a loop publishes from now on is of the next period
 	u.Claims, u.Missed = int(claims-p.claims), int(missed-p.missed)
 	p.claims, p.missed = claims, missed
 	return u
@@ -84,11 +85,17 @@ func (m trim) apply(l *loop) {
 	if len(sh.idle) <= share {
 		return
 	}
-	// The ones claimed last stand last. Closing one changes the order.
-	for _, p := range slices.Clone(sh.idle[:len(sh.idle)-share]) {
+	order := slices.Clone(sh.idle) // the ones claimed last stand last
+	closed := 0
+	for _, p := range order[:len(order)-share] {
 		if sh.pool.idle() <= m.Idle {
-			return
+			break
 		}
 		l.sayClose(p)
+		closed++
+	}
+	// Closing one moved another into its place.
+	for i, p := range order[closed:] {
+		sh.idle[i], p.idleAt = p, int32(i)
 	}
 }

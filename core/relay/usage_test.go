@@ -134,6 +134,23 @@ func TestTrimClosesTheOldest(t *testing.T) {
 	}
 }
 
+// Those that stay keep their order, so the next trim closes the oldest again.
+func TestTrimKeepsTheOrder(t *testing.T) {
+	l, sh := idleLoop(t, 7)
+	order := slices.Clone(sh.idle)
+	for _, leave := range []int{5, 4, 1} {
+		trim{Pool: linkPool, Idle: leave}.apply(l)
+		if !slices.Equal(sh.idle, order[len(order)-leave:]) {
+			t.Fatalf("not the %d newest in their order", leave)
+		}
+		for i, p := range sh.idle {
+			if int(p.idleAt) != i {
+				t.Fatalf("conn %d is noted at %d", i, p.idleAt)
+			}
+		}
+	}
+}
+
 // A trim of a pool that is unknown, or of a client, does nothing.
 func TestTrimOfAnother(t *testing.T) {
 	l, sh := idleLoop(t, 2)
