@@ -141,7 +141,9 @@ func TestPassedAfterReroute(t *testing.T) {
 	}
 	e.deliverAll()
 	l := e.loops[1]
-	a := l.door(t, ToPool{Pool: linkPool, Wire: linkWire})
+	a := &acceptor{socket: new(listenSocket), tunnel: e.tunnel(linkTunnel), route: ToPool{Pool: linkPool, Wire: linkWire}, resting: true}
+	l.doors[a.tunnel.id] = []*acceptor{a}
+	t.Cleanup(func() { clear(l.doors) })
 	e.loops[0].visitors.Store(9)
 	ours, visitor := tcpPair(t)
 	e.Submit(Reroute{Tunnel: a.tunnel.id, Route: ToPool{Pool: later, Wire: linkWire}})
