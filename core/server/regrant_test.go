@@ -65,6 +65,38 @@ func TestRegrant(t *testing.T) {
 	})
 }
 
+// A client whose changed tunnel is refused closes what it had open before, and
+// still gets the changed one when grants allow it; a second CloseTunnel takes the
+// wish back.
+func TestRegrantAfterChange(t *testing.T) {
+	for name, closes := range map[string]int{"wanted": 1, "removed": 2} {
+		t.Run(name, func(t *testing.T) {
+			inWorld(t, testPolicy(), func(w *world) {
+				w.guard.grants["alice"] = portGrant(5000, 5001)
+				p := w.dial().login()
+				p.register(spec("web", 5000))
+				p.rejected(spec("web", 5002), wire.CodePortNotGranted)
+				for range closes {
+					p.say((&wire.CloseTunnel{Name: "web"}).ClientMessage())
+				}
+				p.silent()
+				if n := len(w.control(p).tunnels); n != 0 {
+					w.t.Fatalf("%d tunnels are open after CloseTunnel", n)
+				}
+				w.grant(portGrant(5000, 5002))
+				if closes > 1 {
+					p.silent()
+					return
+				}
+				got := hear(p, (*wire.ServerMessage).GetTunnelRegistered)
+				if got.GetName() != "web" || len(got.GetPublicAddresses()) == 0 || !strings.HasSuffix(got.GetPublicAddresses()[0], ":5002") {
+					w.t.Errorf("registered %v, want web at port 5002", got)
+				}
+			})
+		})
+	}
+}
+
 // Wider limits open what they kept closed, and nothing is remembered of clients
 // that are gone.
 func TestReloadOpensWhatWasDenied(t *testing.T) {

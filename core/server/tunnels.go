@@ -26,12 +26,7 @@ func (m received) handle(h *hub) {
 	case *wire.ClientMessage_RegisterTunnel:
 		h.register(c, k.RegisterTunnel.GetSpec())
 	case *wire.ClientMessage_CloseTunnel:
-		h.maps.denied.drop(c, k.CloseTunnel.GetName())
-		if t := c.tunnels[k.CloseTunnel.GetName()]; t != nil {
-			h.log.Info("tunnel closed by its client", "tunnel", t.name(), "client", c.key.name, "control", c.id)
-			delete(c.tunnels, t.name())
-			h.unlisten(t)
-		}
+		h.closeTunnel(c, k.CloseTunnel.GetName())
 	case *wire.ClientMessage_Pong:
 		h.known(c, relay.TunnelID(k.Pong.GetNonce()))
 	case *wire.ClientMessage_Goodbye:
@@ -41,6 +36,20 @@ func (m received) handle(h *hub) {
 		c.bye(wire.NewRefusal(wire.CodeProtocol, "Hello was sent twice"), 0)
 		h.end(c, false)
 	}
+}
+
+// closeTunnel closes a tunnel at its client's wish, or else forgets that it was
+// refused. What was refused while a tunnel was open under that name is newer than
+// it, and stays wanted: its client closes what it has no use for any more.
+func (h *hub) closeTunnel(c *Control, name string) {
+	t := c.tunnels[name]
+	if t == nil {
+		h.maps.denied.drop(c, name)
+		return
+	}
+	h.log.Info("tunnel closed by its client", "tunnel", name, "client", c.key.name, "control", c.id)
+	delete(c.tunnels, name)
+	h.unlisten(t)
 }
 
 // register opens a tunnel, or confirms one that is open already.
