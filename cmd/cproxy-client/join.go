@@ -123,6 +123,8 @@ func readText(r io.Reader, name string) (string, error) {
 type written struct {
 	edited  bool     // there was one, and only its login was replaced
 	removed []string // keys that were commented out
+	servers []string // addresses that were in the list which the new one replaced
+	pins    []string // likewise
 	lost    []string // tunnels of the file that was overwritten
 }
 
@@ -155,14 +157,14 @@ func editConfiguration(path string, old []byte, j identity.Join) (written, error
 		edits[1] = config.Edit{Key: "pin", Value: j.Pin.String()}
 		edits = append(edits, config.Edit{Key: "ca_file", Remove: true})
 	}
-	text, removed, err := config.ApplyEdits(path, old, edits)
+	done, err := config.ApplyEdits(path, old, edits)
 	if err != nil {
 		return written{}, cli.Usage(fmt.Errorf("replace the token: %w; correct it first, or give --force to write the file anew, which loses all of it", err))
 	}
-	if err := identity.RewritePrivate(path, text); err != nil {
+	if err := identity.RewritePrivate(path, done.Text); err != nil {
 		return written{}, fmt.Errorf("replace the token: %w", err)
 	}
-	return written{edited: true, removed: removed}, nil
+	return written{edited: true, removed: done.Removed, servers: done.Lists["server"], pins: done.Lists["pin"]}, nil
 }
 
 // report says what was done and what comes next.
@@ -170,6 +172,7 @@ func (w written) report(path string, stdout, stderr io.Writer) error {
 	if len(w.removed) > 0 {
 		_, _ = fmt.Fprintf(stderr, "warning: %s: commented out: %s\n", path, strings.Join(w.removed, ", ")) // nobody is left to tell
 	}
+	w.warnLists(path, stderr)
 	if info, err := os.Stat(path); err == nil && info.Mode().Perm()&0o004 != 0 {
 		_, _ = fmt.Fprintf(stderr, "warning: %s holds a secret that every user can read: chmod 0600 %s\n", path, path)
 	}
@@ -178,12 +181,25 @@ func (w written) report(path string, stdout, stderr io.Writer) error {
 	}
 	next := "%[1]s: written; add a [[tunnel]] table for each service, then start it with:\n  cproxy-client run --config %[1]s\n"
 	if w.edited {
-		next = "%[1]s: server, pin and token replaced, all else kept; check it, then restart cproxy-client:\n  cproxy-client check --config %[1]s --connect\n"
+		next = "%[1]s: server, pin and token replaced, all else kept; check it, then reload cproxy-client (SIGHUP), or restart it if \"name\" is not set and the token has another name:\n  cproxy-client check --config %[1]s --connect\n"
 	}
 	if _, err := fmt.Fprintf(stdout, next, path); err != nil {
 		return fmt.Errorf("print what to do next: %w", err)
 	}
 	return nil
+}
+
+// warnLists tells of servers and pins that went away with their list.
+func (w written) warnLists(path string, stderr io.Writer) {
+	for _, list := range []struct {
+		key     string
+		dropped []string
+	}{{"server", w.servers}, {"pin", w.pins}} {
+		if len(list.dropped) > 0 {
+			_, _ = fmt.Fprintf(stderr, "warning: %s: the list of %s is replaced by the one of the join string; put back what is still to be used: %s\n",
+				path, list.key, strings.Join(list.dropped, ", ")) // nobody is left to tell
+		}
+	}
 }
 
 // configuration is the text of a configuration that logs in with j. All values

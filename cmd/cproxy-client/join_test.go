@@ -103,6 +103,16 @@ func TestJoinCommand(t *testing.T) {
 	}
 }
 
+// Servers and pins that a join string does not have are not lost in silence.
+func TestJoinWarnsOfReplacedLists(t *testing.T) {
+	path := write(t, "client.toml", "server = [\"a:7000\", \""+someJoin().Address+"\", \"b:7000\"]\npin = [\"sha256:x\", \"sha256:y\"]\ntoken = \"a:b\"\n")
+	code, _, stderr := execute(someJoin().Reveal(), "join", "-", "--config", path)
+	if code != cli.ExitOK || !strings.Contains(stderr, "list of server") || !strings.Contains(stderr, "used: a:7000, b:7000\n") ||
+		!strings.Contains(stderr, "list of pin") || !strings.Contains(stderr, "used: sha256:x, sha256:y\n") {
+		t.Errorf("exit code %d: %s", code, stderr)
+	}
+}
+
 // A new token replaces the old one and nothing else.
 func TestJoinReplacesToken(t *testing.T) {
 	old := "# mine\nname = \"office\" # kept\nserver = \"old:1\"\ntoken_file = \"/x\"\n\n[[tunnel]]\n# web\nname = \"web\"\nlocal = 8080\n"

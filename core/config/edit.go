@@ -21,30 +21,59 @@ type Edit struct {
 	Remove bool
 }
 
+// Edited is what ApplyEdits made of a text.
+type Edited struct {
+	Text    []byte
+	Removed []string            // keys that were there to be commented out
+	Lists   map[string][]string // of a key whose list a value replaced: what else was in it
+}
+
 // ApplyEdits changes keys in the text of a TOML file and keeps every other byte.
 // A key that is not there is written below the comment that suggests it, or else
-// behind the other keys. It tells which keys were there to be commented out. An
-// error means that the text has mistakes; file names it there.
-func ApplyEdits(file string, data []byte, edits []Edit) (text []byte, removed []string, err error) {
+// behind the other keys. An error means that the text has mistakes, or cannot be
+// edited; file names it there.
+func ApplyEdits(file string, data []byte, edits []Edit) (Edited, error) {
 	found, end, err := topKeys(file, data)
 	if err != nil {
-		return nil, nil, err
+		return Edited{}, err
 	}
+	var done Edited
 	var patches []patch
 	for _, e := range edits {
 		at, known := found[e.Key]
 		switch {
 		case e.Remove && known:
-			removed = append(removed, e.Key)
+			done.Removed = append(done.Removed, e.Key)
 			patches = append(patches, commented(data, at.whole)...)
 		case e.Remove:
 		case known:
-			patches = append(patches, patch{at.value.Offset, at.value.Length, strconv.Quote(e.Value)})
+			patches = append(patches, patch{offset: at.value.Offset, length: at.value.Length, text: strconv.Quote(e.Value)})
 		default:
 			patches = append(patches, added(data, end, e))
 		}
 	}
-	slices.SortStableFunc(patches, func(a, b patch) int { return cmp.Compare(a.offset, b.offset) })
+	done.Text = patched(data, patches)
+	if err := checkEdited(done.Text, edits); err != nil {
+		return Edited{}, fmt.Errorf("%s cannot be edited without harm: %w", file, err)
+	}
+	done.Lists = replacedLists(data, edits)
+	return done, nil
+}
+
+// patched applies patches. A line that is added where another one is commented
+// out goes before its #, which otherwise would hide the wrong one of the two.
+func patched(data []byte, patches []patch) []byte {
+	slices.SortStableFunc(patches, func(a, b patch) int {
+		switch {
+		case a.offset != b.offset:
+			return cmp.Compare(a.offset, b.offset)
+		case a.line && !b.line:
+			return -1
+		case b.line && !a.line:
+			return 1
+		}
+		return 0
+	})
 	var out bytes.Buffer
 	done := uint32(0)
 	for _, p := range patches {
@@ -53,7 +82,43 @@ func ApplyEdits(file string, data []byte, edits []Edit) (text []byte, removed []
 		done = p.offset + p.length
 	}
 	out.Write(data[done:])
-	return out.Bytes(), removed, nil
+	return out.Bytes()
+}
+
+// checkEdited makes sure that a text says what it was edited to say.
+func checkEdited(text []byte, edits []Edit) error {
+	var after map[string]any
+	if err := toml.Unmarshal(text, &after); err != nil {
+		return err
+	}
+	for _, e := range edits {
+		value, there := after[e.Key]
+		if e.Remove && there || !e.Remove && value != any(e.Value) {
+			return fmt.Errorf("%s would not be what it should: write it by hand", e.Key)
+		}
+	}
+	return nil
+}
+
+// replacedLists gives what was lost with each list that an edit replaced.
+func replacedLists(data []byte, edits []Edit) map[string][]string {
+	var before map[string]any
+	if err := toml.Unmarshal(data, &before); err != nil {
+		return nil
+	}
+	lists := make(map[string][]string)
+	for _, e := range edits {
+		list, ok := before[e.Key].([]any)
+		if !ok || e.Remove {
+			continue
+		}
+		for _, v := range list {
+			if v != any(e.Value) {
+				lists[e.Key] = append(lists[e.Key], fmt.Sprint(v))
+			}
+		}
+	}
+	return lists
 }
 
 // TunnelNames gives the names of the [[tunnel]] tables of a client's file; what
@@ -82,6 +147,7 @@ func TunnelNames(data []byte) []string {
 type patch struct {
 	offset, length uint32
 	text           string
+	line           bool // a line that is added
 }
 
 // keyPlace is where a key and its value stand.
@@ -168,7 +234,7 @@ func added(data []byte, bounds topBounds, e Edit) patch {
 	if at > 0 && data[at-1] != '\n' {
 		line = newline + line
 	}
-	return patch{offset: at, text: line}
+	return patch{offset: at, text: line, line: true}
 }
 
 func lineStart(data []byte, at uint32) uint32 {

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"reflect"
 	"strings"
 	"testing"
 
@@ -23,20 +24,34 @@ func TestApplyEdits(t *testing.T) {
 		{"quoted key", "\"server\" = \"x\"\ntoken = \"t\"\n", "\"server\" = \"new:1\"\ntoken = \"n:s\"\n", ""},
 		{"a list", "server = [ # two\n\"a:1\",\n\"b:2\", # b\n] # end\ntoken = 7 # odd\npin = [\n1 ]\n", "server = \"new:1\" # end\ntoken = \"n:s\" # odd\n#pin = [\n#1 ]\n", "pin"},
 		{"dotted key", "pool.max = 3\nserver = \"x\"\ntoken = \"t\"\n", "pool.max = 3\nserver = \"new:1\"\ntoken = \"n:s\"\n", ""},
+		{"added before a removed key", "server = \"o\"\n#token = \"NAME\"\npin = \"x\"\n", "server = \"new:1\"\n#token = \"NAME\"\ntoken = \"n:s\"\n#pin = \"x\"\n", "pin"},
 		{"behind an array", "bind = [\n 1,\n]\n[log]\n", "bind = [\n 1,\n]\nserver = \"new:1\"\ntoken = \"n:s\"\n[log]\n", ""},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			got, removed, err := ApplyEdits("client.toml", []byte(test.text), edits)
-			if err != nil || string(got) != test.want || strings.Join(removed, " ") != test.removed {
-				t.Errorf("got %v, %v\n%s\nwant\n%s", removed, err, got, test.want)
+			got, err := ApplyEdits("client.toml", []byte(test.text), edits)
+			if err != nil || string(got.Text) != test.want || strings.Join(got.Removed, " ") != test.removed {
+				t.Errorf("got %v, %v\n%s\nwant\n%s", got.Removed, err, got.Text, test.want)
 			}
 		})
 	}
-	for _, text := range []string{"server = \"a\"\nserver = \"b\"\n", "server = "} {
-		if _, _, err := ApplyEdits("client.toml", []byte(text), edits); err == nil || !strings.Contains(err.Error(), "client.toml") {
+	for _, text := range []string{
+		"server = \"a\"\nserver = \"b\"\n", "server = ", "token.x = 1\n", "[server]\n", "name = \"\"\"\n#token = 1\n\"\"\"\n",
+	} {
+		if _, err := ApplyEdits("client.toml", []byte(text), edits); err == nil || !strings.Contains(err.Error(), "client.toml") {
 			t.Errorf("%q: %v", text, err)
 		}
+	}
+}
+
+// What goes away with a list is told.
+func TestApplyEditsTellsReplacedLists(t *testing.T) {
+	text := "server = [\"a:1\", \"new:1\", \"b:2\"]\npin = [\"x\", \"y\"]\ntoken = [\"n:s\"]\ntoken_file = [\"f\"]\n"
+	edits := []Edit{{Key: "server", Value: "new:1"}, {Key: "pin", Value: "z"}, {Key: "token", Value: "n:s"}, {Key: "token_file", Remove: true}}
+	got, err := ApplyEdits("client.toml", []byte(text), edits)
+	want := map[string][]string{"server": {"a:1", "b:2"}, "pin": {"x", "y"}}
+	if err != nil || !reflect.DeepEqual(got.Lists, want) {
+		t.Errorf("got %v, %v", got.Lists, err)
 	}
 }
 
@@ -45,6 +60,7 @@ func FuzzApplyEdits(f *testing.F) {
 	for _, text := range []string{
 		"", "server = \"x\"\n", "pin='''a\nb'''\ntoken.x = 1", "#server = 1\n[[tunnel]]\nname=\"a\"", "a = {b = 1}\r\n[token]\r\n", "x = [\n1,\n]\n[server]",
 		"server = \"a\" # c\n\n[log]\nlevel = \"info\"", "\"pin\" = \"\\u0041\"",
+		"#token = 1\npin = \"x\"\n",
 	} {
 		f.Add(text)
 	}
@@ -54,10 +70,11 @@ func FuzzApplyEdits(f *testing.F) {
 		if toml.Unmarshal([]byte(text), &before) != nil {
 			return
 		}
-		got, _, err := ApplyEdits("client.toml", []byte(text), edits)
+		edited, err := ApplyEdits("client.toml", []byte(text), edits)
 		if err != nil {
 			return
 		}
+		got := edited.Text
 		for _, key := range []string{"server", "pin", "token"} {
 			switch before[key].(type) {
 			case map[string]any, []any:

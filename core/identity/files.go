@@ -23,6 +23,7 @@ const masked = "***"
 type fileOwner struct {
 	uid, gid int
 	perm     fs.FileMode
+	exact    bool // fail if this user may not give the file away
 }
 
 // WritePrivate replaces the file at path with data so that readers, and a machine
@@ -68,13 +69,10 @@ func RewritePrivate(path string, data []byte) error {
 	if err != nil {
 		return fmt.Errorf("rewrite %s: %w", path, err)
 	}
+	owner.exact = true
 	staged, err := stageFile(target, data, owner)
 	if err != nil {
 		return err
-	}
-	if err := os.Chown(staged, owner.uid, owner.gid); err != nil {
-		_ = os.Remove(staged)
-		return fmt.Errorf("keep the owner of %s (run this as root or as that user): %w", path, err)
 	}
 	return publishFile(staged, target)
 }
@@ -124,11 +122,11 @@ func stageFile(path string, data []byte, owner fileOwner) (staged string, err er
 	if _, err := file.Write(data); err != nil {
 		return "", fmt.Errorf("write %s: %w", path, err)
 	}
-	// Only root may give files away; for anybody else the file already has the
-	// one owner it can have.
-	if os.Geteuid() == 0 {
+	// Before its mode, which may let a group read it. Only root may give files
+	// away to anybody; for others the file mostly has the one owner it can have.
+	if os.Geteuid() == 0 || owner.exact {
 		if err := file.Chown(owner.uid, owner.gid); err != nil {
-			return "", fmt.Errorf("hand %s to the owner of its directory: %w", path, err)
+			return "", fmt.Errorf("give %s its owner (run this as root or as that user): %w", path, err)
 		}
 	}
 	if err := file.Chmod(owner.perm); err != nil {

@@ -7,9 +7,11 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"syscall"
 	"testing"
+	"unsafe"
 
 	"github.com/cproxy/cproxy/core/identity"
 )
@@ -167,4 +169,54 @@ func TestRewritePrivateKeepsOwnerAndMode(t *testing.T) {
 	if left, _ := filepath.Glob(filepath.Join(filepath.Dir(path), ".*")); len(left) > 0 {
 		t.Errorf("left over: %v", left)
 	}
+}
+
+// As a user who is not root: a group it is in is kept before the mode lets that
+// group read, and a group it is not in is an error that leaves the file alone.
+func TestRewritePrivateGivesGroupsOfTheUserOnly(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root to become another user")
+	}
+	const user, group, foreign = 65534, 65533, 65532
+	dir := t.TempDir()
+	must(t, os.Chmod(filepath.Dir(dir), 0o711)) //nolint:gosec // another user has to get there
+	must(t, os.Chown(dir, user, user))
+	for gid, fails := range map[int]bool{group: false, foreign: true} {
+		path := filepath.Join(dir, "client.toml")
+		must(t, os.WriteFile(path, []byte("old"), 0o600))
+		must(t, os.Chown(path, user, gid))
+		must(t, os.Chmod(path, 0o640)) //nolint:gosec // what is tried
+		err := asUser(t, user, group, func() error { return identity.RewritePrivate(path, []byte("new")) })
+		data, reading := os.ReadFile(path)
+		must(t, reading)
+		if fails != (err != nil) || fails != (string(data) == "old") {
+			t.Errorf("group %d: %v, then %q", gid, err, data)
+		}
+		wantOwner(t, path, user, gid)
+		if left, _ := filepath.Glob(filepath.Join(dir, ".*")); len(left) > 0 {
+			t.Errorf("left over: %v", left)
+		}
+		must(t, os.Remove(path))
+	}
+}
+
+// asUser calls f on a thread of its own that belongs to a user of one more group,
+// and ends the thread.
+func asUser(t *testing.T, uid, group int, f func() error) error {
+	t.Helper()
+	result := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		groups := []uint32{uint32(group)}
+		id := uintptr(uid)
+		_, _, e1 := syscall.RawSyscall(syscall.SYS_SETGROUPS, 1, uintptr(unsafe.Pointer(&groups[0])), 0)
+		_, _, e2 := syscall.RawSyscall(syscall.SYS_SETRESGID, id, id, id)
+		_, _, e3 := syscall.RawSyscall(syscall.SYS_SETRESUID, id, id, id)
+		if e1 != 0 || e2 != 0 || e3 != 0 {
+			result <- fmt.Errorf("become user %d: %w, %w, %w", uid, e1, e2, e3)
+			return
+		}
+		result <- f()
+	}()
+	return <-result
 }

@@ -126,13 +126,15 @@ type portFile struct {
 	log      *slog.Logger
 	warnings *logging.RateLimited
 	failed   bool // the last write
+	keep     bool // a file that cannot be read, nor moved aside, is in the place
 }
 
 func newPortFile(path string, log *slog.Logger) *portFile {
 	return &portFile{path: path, log: log, warnings: logging.NewRateLimited(log, saveWarning, 1)}
 }
 
-// load reads the file. One that cannot be read is moved aside.
+// load reads the file. One that cannot be read is moved aside, or if that fails
+// left alone: then nothing is saved.
 func (f *portFile) load() []savedPort {
 	data, err := identity.ReadPrivate(f.path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -147,7 +149,12 @@ func (f *portFile) load() []savedPort {
 	}
 	kept := f.path + damaged
 	if moving := os.Rename(f.path, kept); moving != nil {
-		kept, err = f.path, errors.Join(err, moving)
+		f.keep = true
+		f.log.Error("the file of remembered public ports can neither be read nor be moved aside, so it is left as it is and nothing is saved: "+
+			"tunnels without a fixed remote_port may get other ports now and after the next restart; "+
+			"stop the server, move the file away or make it readable, and start again",
+			"file", f.path, "kept_as", f.path, "error", errors.Join(err, moving))
+		return nil
 	}
 	f.log.Error("the file of remembered public ports cannot be read, so tunnels without a fixed remote_port may get other ports; "+
 		"to have the former ones back stop the server, put a good file in its place and start again, else remove the damaged one",
@@ -200,6 +207,9 @@ func (f *portFile) finish(m *portMemory) {
 }
 
 func (f *portFile) save(ports []savedPort) {
+	if f.keep {
+		return
+	}
 	data, err := encodePorts(ports)
 	if err == nil {
 		err = identity.WritePrivate(f.path, data)

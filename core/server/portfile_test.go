@@ -176,13 +176,21 @@ func TestPortsFileIsLoaded(t *testing.T) {
 	}
 	t.Run("cannot be kept aside", func(t *testing.T) {
 		path := filepath.Join(t.TempDir(), "ports.json")
-		for _, dir := range []string{path, path + damaged, filepath.Join(path+damaged, "full")} {
+		if err := os.WriteFile(path, []byte("spoilt"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		for _, dir := range []string{path + damaged, filepath.Join(path+damaged, "full")} {
 			if err := os.Mkdir(dir, 0o700); err != nil {
 				t.Fatal(err)
 			}
 		}
 		log := new(logtest.Output)
-		newPortFile(path, log.Logger()).load()
+		f := newPortFile(path, log.Logger())
+		f.load()
+		f.save([]savedPort{{"alice", "host", "web", 5000, noon}})
+		if data, err := os.ReadFile(path); err != nil || string(data) != "spoilt" || f.failed {
+			t.Errorf("then the file has %q, %v", data, err)
+		}
 		if !strings.Contains(log.String(), "kept_as="+path+" ") || !strings.Contains(log.String(), "rename") {
 			t.Errorf("log %s", log)
 		}
