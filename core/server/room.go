@@ -69,12 +69,12 @@ func (h *hub) fit() {
 	}
 }
 
-// spareRoom is how many more ProxyConns may be opened that nobody waits for.
-// Negative: any number.
-func (h *hub) spareRoom() int {
+// spareRoom is how many more ProxyConns may be opened that nobody waits for, or,
+// if negative, how many there are too many. Without a bound any number may.
+func (h *hub) spareRoom() (n int, bounded bool) {
 	most := h.site.room.proxies()
 	if most < 0 {
-		return -1
+		return 0, false
 	}
 	for _, c := range h.maps.controls {
 		most -= c.proxies + c.supply.asked
@@ -82,7 +82,7 @@ func (h *hub) spareRoom() int {
 	for _, f := range h.maps.former {
 		most -= f.proxies
 	}
-	return max(0, most)
+	return most, true
 }
 
 // limitAdvice says what to change for more visitors at a time, of the whole server

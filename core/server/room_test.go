@@ -102,6 +102,64 @@ func TestRoomForSpareConns(t *testing.T) {
 	}
 }
 
+// Pools that fill the room exactly stay as they are: nothing is closed to be asked
+// for again.
+func TestFullRoomIsSteady(t *testing.T) {
+	inWorld(t, testPolicy(), func(w *world) {
+		w.hub.site.room = room{descriptors: 64, loops: 2}
+		p := w.dial().login()
+		pool := w.control(p).pool
+		w.feed(slices.Repeat([]relay.Event{relay.ConnOpened{Pool: pool}}, 14)...)
+		w.use(relay.PoolUse{Pool: pool, Idle: 8, Claims: 12, Drawn: 12})
+		w.sequence()
+		for tick := range 20 * int(trimEvery/sweepEvery) {
+			u := relay.PoolUse{Pool: pool, Idle: 8}
+			if tick%20 == 19 {
+				u.Claims, u.Drawn = 12, 12
+			}
+			w.use(u)
+			for len(p.heard) > 0 {
+				if m := p.next(); m.GetPing() == nil {
+					w.t.Fatalf("heard %v at tick %d, want nothing", m, tick)
+				}
+				p.say((&wire.Pong{}).ClientMessage())
+			}
+		}
+		if room, bounded := w.hub.spareRoom(); room != 0 || !bounded {
+			w.t.Fatalf("there is room for %d more (bounded: %v): the test is about none", room, bounded)
+		}
+		if trims := commands[relay.Trim](w); len(trims) > 0 {
+			w.t.Errorf("idle ProxyConns were closed: %v", trims)
+		}
+	})
+}
+
+func TestConfine(t *testing.T) {
+	for _, test := range []struct {
+		name         string
+		want, room   int
+		idle         int
+		claims       int
+		wanted, left int
+	}{
+		{name: "room enough", want: 9, room: 10, idle: 4, wanted: 9, left: 5},
+		{name: "little room", want: 9, room: 2, idle: 4, wanted: 6, left: 0},
+		{name: "exactly full", want: 9, room: 0, idle: 4, wanted: 4, left: 0},
+		{name: "shrinks by itself", want: 1, room: 0, idle: 4, wanted: 1, left: 0},
+		{name: "too many", want: 9, room: -3, idle: 4, wanted: 1, left: 0},
+		{name: "far too many", want: 9, room: -6, idle: 4, wanted: 0, left: -2},
+		{name: "too many, and gives up more", want: 1, room: -1, idle: 4, wanted: 1, left: 0},
+		{name: "too many, in use", want: 9, room: -3, idle: 4, claims: 1, wanted: 4, left: -3},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			wanted, left := confine(test.want, test.room, relay.PoolUse{Idle: test.idle, Claims: test.claims})
+			if wanted != test.wanted || left != test.left {
+				t.Errorf("wants %d and leaves %d, want %d and %d", wanted, left, test.wanted, test.left)
+			}
+		})
+	}
+}
+
 func TestLimitAdvice(t *testing.T) {
 	for _, test := range []struct {
 		perTunnel, all, visitors int

@@ -94,7 +94,7 @@ func keeps(hello *wire.Hello) int {
 // stock fills and trims the pools according to their use.
 func (h *hub) stock(now time.Time) {
 	h.sweep.uses = h.engine.PoolUses(h.sweep.uses[:0])
-	room := h.spareRoom()
+	room, bounded := h.spareRoom()
 	for _, u := range h.sweep.uses {
 		c := h.maps.pools[u.Pool]
 		if c == nil {
@@ -103,12 +103,8 @@ func (h *hub) stock(now time.Time) {
 		s := &c.supply
 		s.note(u, s.refill, now)
 		want := s.want(min(s.keeps, h.policy.PoolMax), now)
-		if room >= 0 { // idle conns must not take the descriptors of visitors
-			want = min(want, u.Idle+room)
-			room -= max(0, want-u.Idle)
-			if room == 0 && u.Claims == 0 {
-				want = 0
-			}
+		if bounded { // idle conns must not take the descriptors of visitors
+			want, room = confine(want, room, u)
 		}
 		if n := spare(want, u.Idle); n > 0 {
 			c.ask(n, now)
@@ -117,6 +113,19 @@ func (h *hub) stock(now time.Time) {
 			h.engine.Submit(relay.Trim{Pool: c.pool, Idle: leave})
 		}
 	}
+}
+
+// confine fits what a pool wants into the room that is left, and gives what is left
+// then. A pool grows into free room only. When there are too many ProxyConns, those
+// that nobody uses give up as many as are too many, and no more: what is given up
+// needlessly would be asked for again.
+func confine(want, room int, u relay.PoolUse) (wanted, left int) {
+	want = min(want, u.Idle+max(0, room))
+	if room < 0 && u.Claims == 0 {
+		want = min(want, max(0, u.Idle+room))
+		return want, min(0, room+u.Idle-want)
+	}
+	return want, room - max(0, want-u.Idle)
 }
 
 // ask asks the client for the ProxyConns that visitors wait for, and for so many
