@@ -27,7 +27,7 @@ const severalServers = `If "server" is a list, its servers are tried in turn, ea
 round begins at the server of the last connection, which still knows the session,
 and goes on around the list, without a delay between two servers. When all have
 failed the client waits: a random time from 0 to 500 ms, then up to 1 s and so on,
-never more than a minute.`
+never more than a minute or as long as the server asks.`
 
 func newRun() *cobra.Command {
 	var s settings

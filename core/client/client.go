@@ -17,7 +17,8 @@ import (
 
 // timing is how long things take. Tests shorten some.
 type timing struct {
-	attempt    time.Duration // connecting, until Welcome
+	attempt    time.Duration // connecting, until Welcome, at least
+	answer     time.Duration // of that for TLS and Welcome, at least
 	write      time.Duration // one message to the server
 	farewell   time.Duration // Goodbye at the end
 	resolve    time.Duration // between two look-ups of a LocalServer's name
@@ -30,6 +31,7 @@ type timing struct {
 func defaultTiming() timing {
 	return timing{
 		attempt:    15 * time.Second,
+		answer:     5 * time.Second,
 		write:      10 * time.Second,
 		farewell:   2 * time.Second,
 		resolve:    30 * time.Second,
@@ -37,6 +39,11 @@ func defaultTiming() timing {
 		superseded: time.Minute,
 		refused:    time.Minute,
 	}
+}
+
+// whole bounds an attempt whose TCP connection may take connect.
+func (t timing) whole(connect time.Duration) time.Duration {
+	return max(t.attempt, connect+t.answer)
 }
 
 // Client keeps the tunnels of one host open. Its methods may be called from any

@@ -51,7 +51,7 @@ func (e *setupError) Unwrap() error { return e.err }
 // is done.
 func (c *Client) connect(ctx context.Context, l login) attempt {
 	a := attempt{server: l.server, proved: l.key != nil}
-	ctx, cancel := context.WithTimeout(ctx, c.timing.attempt)
+	ctx, cancel := context.WithTimeout(ctx, c.timing.whole(l.access.Settings.Connect))
 	defer cancel()
 	conn, err := c.dial(ctx, l)
 	if err != nil {

@@ -112,7 +112,8 @@ func TestStrangeServer(t *testing.T) {
 			strange := listen(t)
 			o := s.options()
 			o.Reloadable.Servers = []string{strange.Addr().String()}
-			r := start(t, o, func(c *Client) { c.timing.attempt = 100 * time.Millisecond })
+			o.Reloadable.Settings.Connect = 100 * time.Millisecond
+			r := start(t, o, func(c *Client) { c.timing.attempt, c.timing.answer = 0, 0 })
 			for range 2 { // the second shows that the first was given up
 				conn, err := strange.Accept()
 				if err != nil {
@@ -128,6 +129,17 @@ func TestStrangeServer(t *testing.T) {
 				t.Errorf("Run = %v", err)
 			}
 		})
+	}
+}
+
+// A long timeouts.connect is not cut short by the bound of the whole attempt.
+func TestAttemptLeavesTimeToConnect(t *testing.T) {
+	for connect, want := range map[time.Duration]time.Duration{
+		time.Second: 15 * time.Second, 10 * time.Second: 15 * time.Second, time.Minute: 65 * time.Second,
+	} {
+		if got := defaultTiming().whole(connect); got != want {
+			t.Errorf("connect %v: %v, want %v", connect, got, want)
+		}
 	}
 }
 

@@ -49,7 +49,7 @@ func clientKeys() []key {
 		{path: "token", kind: kindSecret, help: "`NAME:SECRET` itself; the configuration file should then have mode 0600."},
 		{path: "name", kind: kindString, computed: "NAME of the token", restart: true, help: "Name of this client: 1 to 64 of `A-Z a-z 0-9 . _ -`. Two hosts that share a token need two names; else only the one that was started last serves."},
 		{path: "loops", kind: kindInt, initial: "0", min: "0", max: "64", restart: true, help: "Number of relay loops; 0 is one for each CPU, at most 8."},
-		{path: "pool.max", kind: kindInt, initial: "256", min: "0", max: "65536", help: "Idle ProxyConns kept open; 0 keeps none, so each visitor waits for a new one. The smaller of both sides counts."},
+		{path: "pool.max", kind: kindInt, initial: "256", min: "0", max: "65536", help: "Idle ProxyConns kept open; 0 keeps none, so each visitor waits for a new one. The smaller of both sides counts; the server hears of a reloaded one at the next connection."},
 		{path: "timeouts.connect", kind: kindDuration, initial: "10s", min: "1ms", max: "10m", help: "How long connecting to the server or to a LocalServer may take."},
 		{path: "timeouts.half_close", kind: kindDuration, initial: "5m", min: "1ms", max: "168h", help: "How long a stream may be quiet after the visitor has ended its direction."},
 		{path: "timeouts.idle", kind: kindDuration, initial: "0s", min: "0s", max: "8760h", help: "Resets a stream on which nothing moved for so long; 0 is off."},

@@ -494,8 +494,8 @@ type Hello struct {
 	//	*Hello_Credential
 	//	*Hello_Proof
 	Auth isHello_Auth `protobuf_oneof:"auth"`
-	// The most idle ProxyConns that the client keeps. The server asks for no more;
-	// without this field its own bound holds.
+	// The most idle ProxyConns that the client keeps. The server asks for no more
+	// spare ones; without this field its own bound holds.
 	PoolMax       *uint32 `protobuf:"varint,9,opt,name=pool_max,json=poolMax,proto3,oneof" json:"pool_max,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

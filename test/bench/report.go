@@ -54,7 +54,9 @@ func (r *report) page(b *strings.Builder, notes string) {
 	b.WriteString("A round runs every load against every contestant, the next one in reverse order. Ratios are\n" +
 		"of the same round: median (least to largest). Less is better for CPU time, latency and\nmemory, more for rates. " +
 		"Forwarder CPU is user and system time of its processes.\n\n")
-	b.WriteString("![Ratios to the io.Copy forwarder and to two haproxy hops](benchmarks.svg)\n\n## Goals\n")
+	b.WriteString("![Ratios to the io.Copy forwarder and to two haproxy hops](benchmarks.svg)\n\n## Goals\n\n" +
+		"A ratio that misses its goal by no more than 10 % is told apart from one that misses it by more;\n" +
+		"a number that is compared with no other contestant has no such tolerance.\n")
 	for _, table := range []string{joinTable, tunnelTable, framingTable, reuseTable, controlTable} {
 		r.goals(b, table)
 	}
