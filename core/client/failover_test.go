@@ -210,6 +210,36 @@ func TestRetryAfterIsOfOneServer(t *testing.T) {
 	}
 }
 
+// A server that stops wants to be left alone for a while, and sends its clients to
+// the others by that; one without others waits.
+func TestStoppingServerSendsToTheNext(t *testing.T) {
+	stop := func(k *fakeControl, retry time.Duration) {
+		k.send(wire.NewGoodbye(wire.NewRefusal(wire.CodeShutdown, ""), retry).ServerMessage())
+		k.drop()
+	}
+	t.Run("several", func(t *testing.T) {
+		fleet, o := severalFakes(t, 2)
+		r := start(t, o, nil)
+		k := nextOf(t, fleet, 0).welcome(nil)
+		stop(k, time.Hour)
+		if k = nextOf(t, fleet, 1); k.hello.GetCredential() == nil {
+			t.Errorf("Hello: %v, want the credential", k.hello)
+		}
+		k.welcome(nil)
+		stop(k, 24*time.Hour)
+		r.logs.Await(t, "address="+o.Reloadable.Servers[1]+" retry_in=")
+		if log := r.logs.String(); strings.Contains(log, "retry_in=24h") {
+			t.Errorf("it waits for the second although the first may be asked before:\n%s", log)
+		}
+	})
+	t.Run("one", func(t *testing.T) {
+		fleet, o := severalFakes(t, 1)
+		r := start(t, o, nil)
+		stop(nextOf(t, fleet, 0).welcome(nil), time.Hour)
+		r.logs.Await(t, "retry_in=1h")
+	})
+}
+
 func TestTunnelsRefusedByOneOfSeveral(t *testing.T) {
 	for name, accepts := range map[string]bool{"the other opens them": true, "the other refuses as well": false} {
 		t.Run(name, func(t *testing.T) {

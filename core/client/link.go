@@ -202,8 +202,13 @@ func (o *owner) disconnected(err error) {
 	if _, told := errors.AsType[*wire.RefusedError](err); told {
 		what = "the server ended the connection" // and perhaps streams with it
 	}
-	o.link.round.note(err, time.Now())
-	o.lost(what, o.session.server, err, reconnectFloor(err, o.client.timing))
+	now := time.Now()
+	o.link.round.note(err, now)
+	floor := reconnectFloor(err, o.client.timing)
+	if !isSuperseded(err) && !IsRefused(err) { // another server need not be waited for
+		floor = min(floor, o.link.round.wait(o.config.Servers, now))
+	}
+	o.lost(what, o.session.server, err, floor)
 }
 
 // leave gives up the first connection, on which every tunnel was refused for
