@@ -48,3 +48,40 @@ func TestAuthenticateAnew(t *testing.T) {
 	default:
 	}
 }
+
+// A file that has not changed is read once for all who ask, and once more when it
+// has; what Run found gone is not brought back from before.
+func TestAuthenticateAnewReadsOnce(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "tokens.toml")
+	p := NewProvider(path, slog.New(slog.DiscardHandler))
+	first, err := AddToken(path, "first", Grants{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.AuthenticateAnew("nobody", first); !errors.Is(err, ErrBadCredential) {
+		t.Errorf("an unknown name gave %v", err)
+	}
+	if stamp := stampOf(path); p.seen.stamp != stamp || len(p.seen.tokens) != 1 {
+		t.Fatalf("seen %v with %d tokens, the file is %v", p.seen.stamp, len(p.seen.tokens), stamp)
+	}
+	read := &p.seen.tokens[0]
+	if _, err := p.AuthenticateAnew("first", first); err != nil {
+		t.Errorf("a token of the file that was read for another gave %v", err)
+	}
+	if read != &p.seen.tokens[0] {
+		t.Error("a file that has not changed was read again")
+	}
+	second, err := AddToken(path, "second", Grants{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.AuthenticateAnew("second", second); err != nil {
+		t.Errorf("a token that was added since gave %v", err)
+	}
+	if err := p.Load(); err != nil {
+		t.Fatal(err)
+	}
+	if p.seen.tokens != nil {
+		t.Error("what was seen before the file was loaded is remembered")
+	}
+}

@@ -10,6 +10,8 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+
+	"golang.org/x/sys/unix"
 )
 
 // ErrBadCredential tells that a token's name is unknown or its secret wrong;
@@ -33,6 +35,29 @@ type Provider struct {
 	// broken is the digest of the last content that was refused, so that it is
 	// logged once, however often it is read.
 	broken [sha256.Size]byte
+	// seen is what AuthenticateAnew read last.
+	seen sighting
+}
+
+// sighting is what a file had in it when it looked so.
+type sighting struct {
+	stamp  fileStamp
+	tokens Tokens // nil if it could not be read
+}
+
+// fileStamp tells one state of a file from another. The zero one is of no file.
+type fileStamp struct {
+	device, inode     uint64
+	size              int64
+	modified, changed unix.Timespec
+}
+
+func stampOf(path string) fileStamp {
+	var s unix.Stat_t
+	if err := unix.Stat(path, &s); err != nil {
+		return fileStamp{}
+	}
+	return fileStamp{device: s.Dev, inode: s.Ino, size: s.Size, modified: s.Mtim, changed: s.Ctim}
 }
 
 // snapshot is one state of the file; it is never modified.
@@ -76,15 +101,20 @@ func (p *Provider) Authenticate(name string, secret TokenSecret) (Token, error) 
 // AuthenticateAnew is Authenticate by what the file says at this moment, for a
 // token that was added so recently that Run has not read it. It takes over no
 // more than the token that it returns: the file may be half written, which only
-// Run, who waits until it rests, can tell. It blocks on the disk.
+// Run, who waits until it rests, can tell. It blocks on the disk, but reads a file
+// only once as long as that does not change, whoever asks how often.
 func (p *Provider) AuthenticateAnew(name string, secret TokenSecret) (Token, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	tokens, err := LoadTokens(p.path)
-	if err != nil {
-		return Token{}, ErrBadCredential // what is wrong with the file is for Run to say
+	stamp := stampOf(p.path) // before it is read: a change meanwhile shows the next time
+	if stamp == (fileStamp{}) || stamp != p.seen.stamp {
+		tokens, err := LoadTokens(p.path)
+		if err != nil {
+			tokens = nil // what is wrong with the file is for Run to say
+		}
+		p.seen = sighting{stamp: stamp, tokens: tokens}
 	}
-	token, known := tokens.Find(name)
+	token, known := p.seen.tokens.Find(name)
 	matches := secret.Matches(token.Hash)
 	if !known || !matches {
 		return Token{}, ErrBadCredential
@@ -130,6 +160,7 @@ func (p *Provider) load() (changed bool, err error) {
 	if err != nil {
 		return false, fmt.Errorf("read tokens file: %w", err)
 	}
+	p.seen = sighting{} // must never bring back what this takes away
 	next := &snapshot{digest: digest, tokens: make(map[string]Token, len(tokens))}
 	for _, token := range tokens {
 		next.tokens[token.Name] = token

@@ -247,17 +247,26 @@ func (d *door) identify(ctx context.Context, g *arrival) *wire.Refusal {
 	g.revocations = d.hub.revocations.Load()
 	asking, cancel := context.WithTimeout(ctx, d.timeout)
 	defer cancel()
+	// A login in doubt counts as failed from then on, so that no number of them
+	// gets in doubt at one time.
+	doubted := false
 	id, err := d.authenticator.Authenticate(asking, Login{
 		Token: c.GetName(), Secret: identity.TokenSecret(c.GetSecret()), Client: g.hello.GetName(),
 		Hostname: g.hello.GetHostname(), Version: g.hello.GetClientVersion(), Peer: peer,
+		doubt: func() { doubted = true; d.failures.note(peer.Addr(), time.Now()) },
 	})
 	clear(c.GetSecret())
+	switch bad := errors.Is(err, identity.ErrBadCredential); {
+	case bad && !doubted:
+		d.failures.note(peer.Addr(), time.Now())
+	case !bad && doubted:
+		d.failures.forgive(peer.Addr())
+	}
 	switch {
 	case err == nil:
 		g.identity = &id
 		return nil
 	case errors.Is(err, identity.ErrBadCredential):
-		d.failures.note(peer.Addr(), time.Now())
 		return wire.NewRefusal(wire.CodeBadCredential, "")
 	case ctx.Err() != nil:
 		return wire.NewRefusal(wire.CodeShutdown, "")

@@ -41,6 +41,15 @@ func (f *failures) note(a netip.Addr, now time.Time) {
 	f.until[n] = latest(f.until[n], now).Add(failureEvery)
 }
 
+// forgive takes one note back.
+func (f *failures) forgive(a netip.Addr) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if n := network(a); !f.until[n].IsZero() { // else it was trimmed meanwhile
+		f.until[n] = f.until[n].Add(-failureEvery)
+	}
+}
+
 // trim drops what is paid for, or else everything: attackers from so many
 // networks are not held up by this anyway.
 func (f *failures) trim(now time.Time) {

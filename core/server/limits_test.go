@@ -1,11 +1,16 @@
 package server
 
 import (
+	"context"
 	"encoding/binary"
+	"fmt"
 	"math/rand/v2"
 	"net/netip"
 	"testing"
+	"testing/synctest"
 	"time"
+
+	"github.com/cproxy/cproxy/core/wire"
 )
 
 func TestDemand(t *testing.T) {
@@ -174,4 +179,50 @@ func TestFailuresAreBounded(t *testing.T) {
 			t.Fatalf("%d entries", len(f.until))
 		}
 	}
+}
+
+// Logins in doubt count as failed while they take their time, and those that turn
+// out well cost nothing.
+func TestDoubtedLogins(t *testing.T) {
+	inWorld(t, testPolicy(), func(w *world) {
+		const more = 3
+		gate := make(chan struct{})
+		w.door.authenticator = doubtingGuard{guard: w.guard, gate: gate}
+		var peers []*peer
+		for i := range failureBurst + more {
+			p := w.dial()
+			p.name = fmt.Sprintf("doubted-%d", i)
+			p.say(p.hello().ClientMessage())
+			synctest.Wait()
+			peers = append(peers, p)
+		}
+		for _, p := range peers[failureBurst:] {
+			p.refused(wire.CodeRate)
+		}
+		close(gate)
+		for _, p := range peers[:failureBurst] {
+			hear(p, (*wire.ServerMessage).GetWelcome)
+		}
+		for i := range failureBurst + more {
+			p := w.dial()
+			p.name = fmt.Sprintf("later-%d", i)
+			p.login()
+		}
+	})
+}
+
+// doubtingGuard is a guard that has doubts about everybody, until gate is closed.
+type doubtingGuard struct {
+	*guard
+	gate chan struct{}
+}
+
+func (g doubtingGuard) Authenticate(ctx context.Context, l Login) (Identity, error) {
+	l.doubt()
+	select {
+	case <-g.gate:
+	case <-ctx.Done():
+		return Identity{}, ctx.Err()
+	}
+	return g.guard.Authenticate(ctx, l)
 }

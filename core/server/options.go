@@ -69,6 +69,8 @@ type Login struct {
 	Hostname string
 	Version  string
 	Peer     netip.AddrPort
+
+	doubt func() // nil, or to be called before the rest of an answer takes long
 }
 
 // Identity is who a client is, and what it may do.
@@ -95,6 +97,9 @@ func (t tokens) Authenticate(_ context.Context, l Login) (Identity, error) {
 	if errors.Is(err, identity.ErrBadCredential) {
 		// A token that was added a moment ago may not have been read yet, and
 		// this refusal is for good.
+		if l.doubt != nil {
+			l.doubt()
+		}
 		token, err = t.provider.AuthenticateAnew(l.Token, l.Secret)
 	}
 	if err != nil {
