@@ -52,10 +52,16 @@ func TestFrozenClient(t *testing.T) {
 	say(t, running, "before")
 	mark, serverMark := w.client.stderr.mark(), w.server.stderr.mark()
 	w.signal(w.client, syscall.SIGSTOP)
+	w.log(w.server, serverMark, `msg="client lost; its streams and listeners stay"`)
+	eventually(t, "idle ProxyConns that do not answer are given up", func() error {
+		if c := w.take(w.server); c.proxy > 1 { // that of the stream
+			return fmt.Errorf("%v", c)
+		}
+		return nil
+	})
 	if err := wantRefused(w.web()); err != nil {
 		t.Errorf("a visitor of a client that does not answer: %v", err)
 	}
-	w.log(w.server, serverMark, `msg="client lost; its streams and listeners stay"`)
 	w.signal(w.client, syscall.SIGCONT)
 	w.log(w.client, mark, `msg=connected .*resumed=true`)
 	say(t, running, "after")
