@@ -179,13 +179,13 @@ func TestRewritePrivateGivesGroupsOfTheUserOnly(t *testing.T) {
 	}
 	const user, group, foreign = 65534, 65533, 65532
 	dir := t.TempDir()
-	must(t, os.Chmod(filepath.Dir(dir), 0o711)) //nolint:gosec // another user has to get there
+	must(t, os.Chmod(filepath.Dir(dir), 0o711)) // another user has to get there
 	must(t, os.Chown(dir, user, user))
 	for gid, fails := range map[int]bool{group: false, foreign: true} {
 		path := filepath.Join(dir, "client.toml")
 		must(t, os.WriteFile(path, []byte("old"), 0o600))
 		must(t, os.Chown(path, user, gid))
-		must(t, os.Chmod(path, 0o640)) //nolint:gosec // what is tried
+		must(t, os.Chmod(path, 0o640)) // what is tried
 		err := asUser(t, user, group, func() error { return identity.RewritePrivate(path, []byte("new")) })
 		data, reading := os.ReadFile(path)
 		must(t, reading)

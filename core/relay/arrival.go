@@ -43,13 +43,13 @@ type passed struct {
 
 func (m passed) apply(l *loop) {
 	m.uncount(l)
-	// A Reroute may have been quicker.
+	route := m.route // unless a Reroute was quicker
 	for _, a := range l.doors[m.conn.tunnel.id] {
 		if r, public := a.route.(publicRoute); public && a.tunnel == m.conn.tunnel {
-			m.route = r
+			route = r
 		}
 	}
-	m.route.admit(l, m.conn)
+	route.admit(l, m.conn)
 }
 
 // uncount takes back what counted the conn on its way: enter counts it anew.
