@@ -80,7 +80,7 @@ func reloadable(cfg *config.Client) (client.Reloadable, error) {
 		Trust:     identity.Trust{CAFile: cfg.CAFile},
 		TokenName: name,
 		Secret:    secret,
-		PoolMax:   cfg.Pool.Max,
+		PoolMax:   poolMax(cfg.Pool.Max, cli.Descriptors()),
 		Settings:  relay.DefaultSettings(),
 	}
 	r.Settings.Connect = cfg.Timeouts.Connect
@@ -122,4 +122,13 @@ func loopsOf(cfg *config.Client) int {
 		return cfg.Loops
 	}
 	return min(runtime.GOMAXPROCS(0), maxLoops)
+}
+
+// poolMax bounds the idle ProxyConns to a quarter of the open files that the
+// process may have, so that they leave room for the streams: two for each.
+func poolMax(configured, descriptors int) int {
+	if descriptors <= 0 {
+		return configured
+	}
+	return min(configured, descriptors/4)
 }
